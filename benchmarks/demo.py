@@ -32,8 +32,8 @@ from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.runs.start import free_name
-from dcnzoo.report.report import footer, render_runs, summary
-from dcnzoo.report.runs import TrainedRun, by_label
+from dcnzoo.report.report import footer, render, summary
+from dcnzoo.report.runs import Setting, TrainedRun, settings_of
 from dcnzoo.report.validation import load_detectors
 from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.files import write_text
@@ -101,7 +101,9 @@ def main(
         make_data(first.cfg, console)
         train(list(runs.values()), jobs, threads, console)
 
-        trained = [TrainedRun.read(run.folder, arm) for (arm, _), run in runs.items()]
+        trained = settings_of(
+            [arm for arm, _ in runs], [TrainedRun.read(run.folder) for run in runs.values()]
+        )
         detectors = load_detectors(trained)
         about = setting(first, seeds)
         verdict = compare(trained) + ("." if cfg_options else among_others(trained))
@@ -109,7 +111,7 @@ def main(
         show(*columns(summary(trained, detectors, HEAD), numbers=True))
         console.print(verdict, soft_wrap=True)
         page = work_dir / "index.html"
-        html = render_runs(
+        html = render(
             trained,
             detectors,
             "A detector with and without deformable convolution",
@@ -283,27 +285,27 @@ def setting(run: Run, seeds: int) -> str:
     )
 
 
-def mask_ap(runs: Sequence[TrainedRun]) -> dict[str, float]:
+def mask_ap(settings: Sequence[Setting]) -> dict[str, float]:
     """Return the mean mask AP of each arm."""
     return {
-        arm: statistics.mean(run.metrics["coco/segm_mAP"] for run in seeds)
-        for arm, seeds in by_label(runs).items()
+        setting.label: statistics.mean(run.metrics["coco/segm_mAP"] for run in setting.runs)
+        for setting in settings
     }
 
 
-def compare(runs: Sequence[TrainedRun]) -> str:
+def compare(settings: Sequence[Setting]) -> str:
     """Summarise the table in a sentence: the best arm compared with the first."""
-    arms, mask = by_label(runs), mask_ap(runs)
-    first, best = next(iter(arms)), max(mask, key=mask.get)
+    mask = mask_ap(settings)
+    first, best = settings[0].label, max(mask, key=mask.get)
     if best == first:
         return f"At equal iterations, '{first}' has the highest mask AP"
     difference = f"{mask[best] - mask[first]:.3f} higher than that of '{first}'"
     return f"At equal iterations, the mask AP of '{best}' is {difference}"
 
 
-def among_others(runs: Sequence[TrainedRun]) -> str:
+def among_others(settings: Sequence[Setting]) -> str:
     """Return how sure the difference between v2 and off is, from the committed trainings."""
-    mask = mask_ap(runs)
+    mask = mask_ap(settings)
     rows = [row for row in read_rows(TRAININGS) if row["setting"] == "full"]
     if not {"off", "v2"} <= set(mask) or not rows:
         return "."

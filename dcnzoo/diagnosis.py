@@ -11,7 +11,7 @@ from packaging.version import Version
 from dcnzoo.compat.mmcv import EXTENSION, OWN_FILE
 from dcnzoo.utils.errors import describe, install_command
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.folders import installed
+from dcnzoo.utils.packages import installed
 from dcnzoo.version import __version__
 
 # distribution → module; the forks are listed only if they are installed
@@ -27,8 +27,8 @@ def environment() -> Iterator[tuple[str, str]]:
     import torch
 
     from dcnzoo import ops
+    from dcnzoo.compat.torchvision_schemas import load_error
     from dcnzoo.ops import _library
-    from dcnzoo.utils.torchvision_schemas import load_error
 
     yield "dcnzoo", __version__
     system = platform.system()

@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
-from dcnzoo.report.explain import output_window, points_of
 from dcnzoo.report.explain_detector import explain
+from dcnzoo.report.sampling import output_window, points_of
 
 IMAGES = Path(__file__).resolve().parent / "images"
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"

@@ -33,7 +33,7 @@ launch() {
             --rdzv_id="dcnzoo-${SLURM_JOB_ID:-}-$(basename "$name")")
         [ -z "$rank" ] || rendezvous+=(--rdzv_conf="is_host=$((rank == 0))")
         # not the name of this machine, which others may not know
-        [ "$nodes" = 1 ] || own=$("${PYTHON:-python}" -m dcnzoo.utils.network "$address")
+        [ "$nodes" = 1 ] || own=$("${PYTHON:-python}" -m dcnzoo.openmmlab.runs.network "$address")
         [ -z "$own" ] || rendezvous+=(--local_addr="$own")
     fi
     exec "${PYTHON:-python}" -m torch.distributed.run --nnodes="$nodes" --nproc_per_node="$processes" \

@@ -43,8 +43,8 @@ def run_reference(path: Path, feed: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def run_file(backend: str, path: Path, feed: Sequence[np.ndarray]) -> list[np.ndarray]:
     runtime = import_module(f"dcnzoo.detect.backends.{backend}")
-    inputs, _, _, run, _ = runtime.open_file(str(path), "cpu", None, "float32")
-    return run(dict(zip(inputs, feed, strict=True)))
+    opened = runtime.open_file(str(path), "cpu", None, "float32")
+    return opened.run(dict(zip(opened.inputs, feed, strict=True)))
 
 
 def run_ir(path: Path, feed: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dcnzoo.utils import torchvision_schemas
+from dcnzoo.compat import torchvision_schemas
 from dcnzoo.utils.text import nearest
 
 # official parameter names -> timm's names, for layer scale and for Uni-Perceiver

@@ -114,7 +114,7 @@ class Command(click.Command):
                 return on if is_subject or "_" in name else name
             return {"True": on, "False": off}.get(value, f"{on} {value}")
 
-        return self._names.sub(typed, text)
+        return self._names.sub(typed, text) if self._typed else text
 
 
 class Group(click.Group):

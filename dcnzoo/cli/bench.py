@@ -9,7 +9,7 @@ import click
 from dcnzoo.cli import _command, _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._types import NAME, POSITIVE
-from dcnzoo.utils.errors import show
+from dcnzoo.utils.errors import note, one_line, show
 from dcnzoo.utils.formats import EXPORTED
 from dcnzoo.utils.text import columns
 
@@ -72,6 +72,8 @@ def command(
         detectors["PyTorch float32"] = TorchDetector(network)
         detectors["PyTorch bf16"] = TorchDetector(network, precision="bf16")
     detectors |= _open(exported, backend, device, threads)
+    if any(each.device != "cpu" for each in detectors.values()):
+        detectors = {f"{name}, {each.device}": each for name, each in detectors.items()}
     timings = timing.measure(detectors, pictures, max_iter, num_warmup)
     first = next(iter(timings.values()))  # the reference of the times and the detections
     rows = [["", "ms/image", "relative", "same"]]
@@ -82,17 +84,32 @@ def command(
 
 
 def _open(paths: Sequence[str], backend: str | None, device: str, threads: int | None) -> dict[str, Any]:
-    """Open files in a runtime or in each installed one that reads them; OpenVINO: in float32 and bfloat16."""
+    """Open files in a runtime or in each installed one that reads them; OpenVINO: in float32 and bfloat16.
+
+    An installed runtime that cannot open a file, such as on this device, is left out; a line says why.
+
+    Raises:
+        ValueError: no runtime can open a file.
+    """
     from dcnzoo.detect.exported import ExportedDetector
 
     installed: list[str | None] = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
     detectors = {}
     for path in dict.fromkeys(paths):
         runtimes = installed if backend is None and path.endswith(".onnx") else []
+        problems: dict[str, ValueError] = {}
         for runtime in runtimes or [backend]:
             name = ", ".join(filter(None, (path, runtime)))
-            detectors[name] = detector = ExportedDetector(path, runtime, device, threads)
+            try:
+                detectors[name] = detector = ExportedDetector(path, runtime, device, threads)
+            except ValueError as error:
+                problems[name] = error
+                continue
             if detector.model.backend == "openvino":
                 bf16 = ExportedDetector(path, runtime, device, threads, precision="bf16")
                 detectors[f"{name}, bf16"] = bf16
+        if len(problems) == len(runtimes or [backend]):
+            raise next(iter(problems.values()))
+        for name, problem in problems.items():
+            note(f"left out: {name}: {one_line(problem)}")
     return detectors

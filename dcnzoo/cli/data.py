@@ -39,7 +39,7 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
     """Write train.json, val.json and perhaps test.json in COCO's format to OUT, as train --data does.
 
     SOURCE is a folder, or a file that describes the data, such as data.yaml. If there are problems, list
-    them with file and line, and write nothing.
+    them with file and line, and write nothing. --force also removes a test.json that SOURCE does not have.
 
     \b
     examples:
@@ -55,6 +55,9 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
     for name, split in splits.items():
         split.write(files[name])
     show(*describe(data, splits))
+    if "test" not in splits and files["test"].exists():  # it is of the set that --force replaces
+        files["test"].unlink()
+        show(f"removed   {files['test']}: these data have no test split")
 
 
 @command.command("show")
@@ -152,15 +155,14 @@ def download(
     from dcnzoo.data.download import download_part, download_small
 
     if dataset_name in SMALL:
-        if parts or unzip or delete:
-            raise click.UsageError("--parts, --unzip, --delete: allowed only with coco2017")
+        _options.refuse(f"--dataset-name {dataset_name}", "parts", "unzip", "delete")
         if only_list:
             print(SMALL[dataset_name][0])
         else:
             print(download_small(dataset_name, out or Path("data", dataset_name)))
         return
-    if delete and not unzip:
-        raise click.UsageError("--delete: expected --unzip as well; otherwise nothing is left")
+    if not unzip:
+        _options.refuse_without("--unzip", "delete")
     for part in parts or USUAL:
         if only_list:
             print(COCO[part][0], COCO[part][1] or "")

@@ -54,12 +54,15 @@ def command(
     _options.output_file(out, force=force)
     _options.refuse_exported(model)
     import dcnzoo
-    from dcnzoo.report.explain import Box, render_explanation
+    from dcnzoo.report.explain import offset_table
     from dcnzoo.report.explain_detector import explain
+    from dcnzoo.report.explain_page import render_explanation
+    from dcnzoo.report.sampling import Box
     from dcnzoo.utils.files import write_text
 
     detector: Any = dcnzoo.load(model, **loading)
     explanation = explain(detector, image, Box(*box) if box else None, layer, further, at)
     title = f"{Path(image).name}: where {Path(model).stem} samples"
     write_text(out, render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}"))
-    show(*columns(explanation.table(), numbers=True), f"written: {out}")
+    table = offset_table(explanation.fields, explanation.statistics)
+    show(*columns(table, numbers=True), f"written: {out}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -120,7 +119,7 @@ def command(
     detector = dcnzoo.load(model, **options)
     if demo:
         _draw_demo_image(Path(images[-1]))
-    began = time.monotonic()
+    files.begin(detector.classes)
     # if there is only one image, its error ends the command
     single = len(files.missing) == 1 and not is_video(files.missing[0])
     results: Any = [detector(files.missing[0], **calls)] if single else detector(files.missing, **calls)
@@ -130,14 +129,13 @@ def command(
         for result in results:
             files.add(result)
             if by_line:
-                seconds = time.monotonic() - began
-                best = _best(detector, calls, result) if in_detail and not len(result) else ""
-                _print_line(result, seconds, best)
+                is_frame = is_video(result.path.rpartition("#")[0])
+                needs_best = in_detail and not len(result) and not is_frame
+                _print_line(result, _best(detector, calls, result) if needs_best else "")
             if in_detail and len(result):
                 _print_table(result)
-            began = time.monotonic()
     finally:  # also after Ctrl-C
-        if written := files.close(detector.classes):
+        if written := files.close():
             show(f"written: {written}")
     if files.written > SEVERAL:
         show(f"{counted(files.written, 'images')}: {_counts(files.counts)}")
@@ -148,17 +146,17 @@ def command(
 def _require_texts_alone(images: Sequence[str], is_possible: bool) -> None:
     """Raise UsageError if --skip-existing is used with more than texts: other files would lack the images."""
     if not is_possible:
-        raise click.UsageError("--skip-existing: expected --txt and --out, too")
+        _options.refuse_without("--txt and --out", "skip_existing")
     _options.refuse("--skip-existing", "as_json", "save_video", "demo")
     if videos := [*filter(is_video, images)]:
         raise click.UsageError(f"--skip-existing: expected pictures, got the video {videos[0]}")
 
 
-def _print_line(result: Detections, seconds: float, best: str) -> None:
+def _print_line(result: Detections, best: str) -> None:
     counts = best or _counts(result.names)
     if second := len(result) - len(result.with_one_label()):
         counts += f" (with {counted(second, 'second labels')} of a box, which drawings leave out)"
-    show(f"{result.path}: {counts}, {seconds:.2f} s")
+    show(f"{result.path}: {counts}, {result.seconds:.2f} s")
 
 
 def _print_table(result: Detections) -> None:

@@ -11,7 +11,7 @@ from dcnzoo.utils.errors import show
 
 
 @click.command(cls=_command.Command)
-@click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_types.EXISTING_FOLDER)
+@click.argument("folders", nargs=-1, required=True, metavar="WORK_DIR...", type=_types.EXISTING_FOLDER)
 @option(
     "--labels", multiple=True, metavar="LABEL",
     help="Label of a folder, once per folder (default: its name). Equal labels are seeds of one setting.",
@@ -33,7 +33,7 @@ from dcnzoo.utils.errors import show
 @_options.force
 @_options.allow_partial
 def command(
-    work_dirs: tuple[Path, ...], labels: tuple[str, ...], checkpoint: str | None, out: Path | None,
+    folders: tuple[Path, ...], labels: tuple[str, ...], checkpoint: str | None, out: Path | None,
     **options: Any,
 ) -> None:  # fmt: skip
     """Write an HTML report of one or several trainings.
@@ -47,10 +47,6 @@ def command(
       dcnzoo report work_dirs/mask-rcnn
       dcnzoo report work_dirs/off work_dirs/v2 --labels off --labels v2 --out compared.html
     """
-    if labels and len(labels) != len(work_dirs):
-        raise click.UsageError(f"--labels: expected {len(work_dirs)}, one per WORK_DIR, got {len(labels)}")
-    if checkpoint is not None and len(work_dirs) > 1:
-        raise click.UsageError(f"--checkpoint: expected a single WORK_DIR, got {len(work_dirs)}")
     from dcnzoo.report.report import write_report
 
-    show(f"report: {write_report(work_dirs, out, labels, checkpoint, **options)}")
+    show(f"report: {write_report(folders, out, labels, checkpoint, **options)}")

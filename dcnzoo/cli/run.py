@@ -5,6 +5,7 @@ import runpy
 import sys
 import traceback
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -57,10 +58,12 @@ def command(
     try:
         for name in first:
             import_module(name)
-        if module:
+        if not module:
+            runpy.run_path(script, run_name="__main__")
+        elif find_spec(script):
             runpy.run_module(script, run_name="__main__", alter_sys=True)
         else:
-            runpy.run_path(script, run_name="__main__")
+            sys.exit(f"{sys.executable}: No module named {script}")  # as Python does
     except Exception:  # an error of the program: always print its traceback
         traceback.print_exc()
         sys.exit(1)

@@ -40,6 +40,7 @@ class Detections:
     image: np.ndarray | None = None  # [H, W, 3], uint8, RGB
     path: str = ""  # of the picture, if it was read from a file
     model: str = ""  # the name of the detector's model; empty if no detector found the objects
+    seconds: float = 0.0  # of reading and detecting; of a batch, its time divided by its pictures
 
     def __post_init__(self) -> None:
         if isinstance(self.crops, np.ndarray):
@@ -109,7 +110,7 @@ class Detections:
         from dcnzoo.detect.drawing import encoded
 
         kind = Image.registered_extensions().get(Path(path).suffix.lower())
-        if kind is None:
+        if kind not in Image.SAVE:  # or Pillow only reads it
             raise ValueError(f"path: expected a name that ends in .png or .jpg, got {path}")
         with replacing(expanded(path)) as partial:
             partial.write_bytes(encoded(self.draw(), kind))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
@@ -70,10 +71,6 @@ class BaseDetector:
     score_threshold: float
     name: str = ""
     channels: int = 3
-    # only with PyTorch: see TorchDetector; here for type checkers, as dcnzoo.load returns this class
-    export: Callable[..., Any]
-    features: Callable[..., Any]
-    push_to_hub: Callable[..., str]
 
     @property
     def names(self) -> dict[int, str]:
@@ -178,6 +175,21 @@ class BaseDetector:
         results = self._results(files, batch_size, threshold=0.0)
         return evaluate(truth, map(_require_size, results, entries))
 
+    # TorchDetector has these; here for type checkers and for a clear error, as dcnzoo.load returns this class
+
+    def export(self, *arguments: Any, **options: Any) -> Any:
+        raise ValueError(f"export: {self._needs_torch}")
+
+    def features(self, *arguments: Any, **options: Any) -> Any:
+        raise ValueError(f"features: {self._needs_torch}")
+
+    def push_to_hub(self, *arguments: Any, **options: Any) -> str:
+        raise ValueError(f"push_to_hub: {self._needs_torch}")
+
+    @property
+    def _needs_torch(self) -> str:
+        return f"expected a detector with PyTorch, got {self!r}"
+
     def require_three_channels(self, work: str) -> None:
         """Raise ValueError if the model's pictures have another number of channels."""
         if self.channels != 3:
@@ -192,9 +204,10 @@ class BaseDetector:
         tile: int | None = None,
         skipped: list[str] | None = None,  # None: errors are raised
     ) -> Iterator[Detections]:
-        named = sources.with_progress(sources.named(images, bgr), sources.count(images))
+        named = sources.with_progress(sources.named(images, bgr, self.channels), sources.count(images))
         together = 1 if tile else batch_size
         named = sources.read_ahead(named, self.channels, together + 2)
+        began = time.monotonic()
         while batch := list(itertools.islice(named, together)):
             pictures, inputs, results = [], [], []
             for path, read_picture in batch:
@@ -207,6 +220,7 @@ class BaseDetector:
                     pictures.append((path, picture))
             if inputs:
                 results = self._detect(inputs, threshold)
+            seconds = (time.monotonic() - began) / max(len(results), 1)
             for (path, picture), result in zip(pictures, results, strict=True):
                 result = result[np.argsort(-result.scores, kind="stable")]
                 yield dataclasses.replace(
@@ -215,7 +229,9 @@ class BaseDetector:
                     image=picture_to_show(picture),
                     path=path,
                     model=self.name or "a detector",
+                    seconds=seconds,
                 )
+            began = time.monotonic()
 
     def prepare(self, picture: np.ndarray, path: str = "") -> Any:
         """Convert a picture, [H, W, channels], uint8, BGR, to the model's input; ``path`` is for messages.

@@ -85,15 +85,11 @@ class ExportedDetector(BaseDetector):
         """Return the height and width of a resized picture after the pipeline's own padding."""
         return self._preprocessing.padded(size, self.model.shape[2:])
 
-    def stack(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Copy images ``[1, 3, h, w]`` into one batch, padded at right and bottom as the model does."""
-        return stack(images, self.model.shape[2:], self._preprocessing.pad_value)
-
     def _detect(
         self, inputs: Sequence[tuple[np.ndarray, tuple[int, int], np.ndarray]], threshold: float
     ) -> list[Detections]:
         images, sizes, pictures = zip(*inputs, strict=True)
-        outputs = self.model(self.stack(images), np.array([self.border(size) for size in sizes]))
+        outputs = self.model(self.model.stack(images), np.array([self.border(size) for size in sizes]))
         if not np.isfinite(outputs["dets"]).all():
             raise ModelError(f"{self.model.path}: expected finite boxes and scores, got NaN or infinity")
         results = []
@@ -102,14 +98,3 @@ class ExportedDetector(BaseDetector):
             picture_size, metadata = picture.shape[:2], self.model.metadata
             results.append(rescale_detections(values, size, picture_size, metadata, threshold).with_boxes())
         return results
-
-
-def stack(
-    images: Sequence[np.ndarray], shape: Sequence[int | None] = (None, None), value: float = 0.0
-) -> np.ndarray:
-    """Copy images ``[1, 3, h, w]`` into the upper left corners of a batch that has at least this shape."""
-    height, width = (max(shape[axis] or 0, *(image.shape[2 + axis] for image in images)) for axis in (0, 1))
-    batch = np.full((len(images), 3, height, width), value, np.float32)
-    for target, image in zip(batch, images, strict=True):
-        target[:, : image.shape[2], : image.shape[3]] = image[0]
-    return batch

@@ -62,6 +62,19 @@ class ResultFiles:
         self.counts: Counter[str] = Counter()
         self.written = 0
 
+    def begin(self, classes: Sequence[str]) -> None:
+        """Write the names of the labels beside the texts.
+
+        Raises:
+            UserError: with ``skip_existing``, there are other names, which belong to the texts that exist.
+        """
+        if self._kind == "txt":
+            file, content = self._folder / CLASSES, "".join(f"{name}\n" for name in classes).encode()
+            if not self._force and file.exists() and file.read_bytes() != content:
+                problem = "expected the classes of the detector, got others; force=True replaces them"
+                raise UserError(f"infer: {file}: {problem}")
+            write_bytes(file, content)
+
     def add(self, result: Detections) -> None:
         """Write the file of an image or frame.
 
@@ -86,14 +99,18 @@ class ResultFiles:
             self._content = result.to_coco(self._content, polygons=self._polygons)
             self._content["images"][-1]["file_name"] = self._names.relative(result.path)
 
-    def close(self, classes: Sequence[str]) -> str:
-        """Finish the files; return a text that lists them."""
-        texts = [] if self._video is None else [str(path) for path in self._video.close()]
+    def close(self) -> str:
+        """Finish the files, first the one that cannot fail; return a text that lists them.
+
+        Raises:
+            UserError: the video is not complete.
+        """
+        texts = []
         if self._coco and self._content:
             write_text(self._coco, json.dumps(self._content))
             texts.append(str(self._coco))
-        if self._kind == "txt":
-            write_text(self._folder / CLASSES, "".join(f"{name}\n" for name in classes))
+        if self._video is not None:
+            texts = [*map(str, self._video.close()), *texts]
         if self._kind and self.written:
             texts.append(f"{counted(self.written, 'files')} in {self._folder}")
         return " and ".join(texts)

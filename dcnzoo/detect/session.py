@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -63,7 +64,8 @@ class Session:
             raise ImportError(
                 f"backend: expected {backend} to be installed (pip install {backend}), but {error}"
             ) from error
-        self.inputs, self.output_names, self.metadata, self._run, self.device = opened
+        self.inputs, self.output_names, self.metadata = opened.inputs, opened.output_names, opened.metadata
+        self._run, self.device = opened.run, opened.device
         self.shape = next(iter(self.inputs.values()))
         self._arguments = os.path.abspath(path), backend, self.device, threads, precision
 
@@ -103,9 +105,11 @@ class Session:
                 f"{self.path}: a padded picture, but no input img_shape: boxes may reach into the padding",
                 stacklevel=2,
             )
+        if any(room):
+            images = self.stack(images[:, None])
         step = self.shape[0] or len(images)
         parts = [
-            self._run_batch(images[start : start + step], sizes[start : start + step], step, room)
+            self._run_batch(images[start : start + step], sizes[start : start + step], step)
             for start in range(0, len(images), step)
         ]
         results = parts[0]
@@ -113,22 +117,30 @@ class Session:
             results = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
         outputs = dict(zip(self.output_names, results, strict=True))
         if MASK_LOGITS in outputs:  # the mask logits cover the input with its padding
-            size = [n + more for n, more in zip(images.shape[2:], room, strict=True)]
-            outputs["input_size"] = np.tile(np.array(size), (len(images), 1))
+            outputs["input_size"] = np.tile(np.array(images.shape[2:]), (len(images), 1))
         return outputs
 
-    def _run_batch(
-        self, images: np.ndarray, sizes: np.ndarray, number: int, room: list[int]
-    ) -> list[np.ndarray]:
-        """Fill a batch up to ``number`` images with ``room`` more rows and columns; run it."""
-        missing, sizes = number - len(images), sizes.astype(np.int64)
-        values = images, sizes
-        if missing or any(room):
-            pad_value = json.loads(self.metadata.get(KEY, "{}")).get("pad_value", 0)
-            border = [(0, missing), (0, 0), *((0, size) for size in room)]
-            values = (
-                np.pad(images, border, constant_values=pad_value),
-                np.pad(sizes, [(0, missing), (0, 0)], mode="edge"),
-            )
+    def stack(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Copy images ``[1, 3, h, w]`` into one batch, padded to a fixed size of the graph: :func:`stack`."""
+        pad_value = json.loads(self.metadata.get(KEY, "{}")).get("pad_value", 0)
+        return stack([*images], self.shape[2:], pad_value)
+
+    def _run_batch(self, images: np.ndarray, sizes: np.ndarray, number: int) -> list[np.ndarray]:
+        """Fill a batch up to ``number`` images with zeros; run it."""
+        values, missing = (images, sizes.astype(np.int64)), number - len(images)
+        if missing:
+            more = [(0, missing), (0, 0), (0, 0), (0, 0)]
+            values = np.pad(images, more), np.pad(values[1], more[:2], "edge")
         outputs = self._run(dict(zip(self.inputs, values, strict=False)))
         return [output[: len(images)] for output in outputs]
+
+
+def stack(
+    images: Sequence[np.ndarray], shape: Sequence[int | None] = (None, None), value: float = 0.0
+) -> np.ndarray:
+    """Copy images ``[1, 3, h, w]`` into the upper left corners of a batch that has at least this shape."""
+    height, width = (max(shape[axis] or 0, *(image.shape[2 + axis] for image in images)) for axis in (0, 1))
+    batch = np.full((len(images), 3, height, width), value, np.float32)
+    for target, image in zip(batch, images, strict=True):
+        target[:, : image.shape[2], : image.shape[3]] = image[0]
+    return batch

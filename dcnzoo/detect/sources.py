@@ -31,7 +31,7 @@ def several(images: Any) -> Iterable[Any] | None:
     return None if single or isinstance(images, bytes | bytearray) else images
 
 
-def named(images: Iterable[Any], bgr: bool) -> Iterator[tuple[str, Any, bool]]:
+def named(images: Iterable[Any], bgr: bool, channels: int) -> Iterator[tuple[str, Any, bool]]:
     """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or none.
 
     The third value is whether arrays are BGR, as frames are. In place of a video that cannot be read, its
@@ -40,7 +40,7 @@ def named(images: Iterable[Any], bgr: bool) -> Iterator[tuple[str, Any, bool]]:
     for image in images:
         if is_video(image):
             try:
-                for number, frame in enumerate(frames(image), 1):
+                for number, frame in enumerate(frames(image, grey=channels == 1), 1):
                     yield f"{image}#{number}", frame, True
             except (OSError, ValueError) as error:
                 yield str(image), error, bgr

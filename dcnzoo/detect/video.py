@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcnzoo.detect.pictures import reverse_channels
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import UserError, note
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.formats import is_video
 
@@ -27,14 +27,21 @@ def _opencv() -> Any:
     return cv2
 
 
-def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
-    """Yield the frames of a video, [H, W, 3], uint8, BGR."""
-    video = _opencv().VideoCapture(os.path.expanduser(path))
+def frames(path: str | os.PathLike, grey: bool = False) -> Iterator[np.ndarray]:
+    """Yield the frames of a video, [H, W, 3], uint8, BGR, or [H, W], grey.
+
+    If there are fewer of them than its header states, a line on standard error says so.
+    """
+    cv2, number = _opencv(), 0
+    video = cv2.VideoCapture(os.path.expanduser(path))
     try:
         if not video.isOpened():
             raise ValueError(f"image: expected a video that OpenCV can read, got {path}")
         while (frame := video.read()[1]) is not None:
-            yield frame
+            number += 1
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) if grey else frame
+        if number < (stated := int(video.get(cv2.CAP_PROP_FRAME_COUNT))):
+            note(f"{path}: expected {stated} frames, read {number}")
     finally:
         video.release()
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dcnzoo.detect.pictures import picture_to_show, read
 from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.report.explain import Box, Explanation, explanation_at, record, select
-from dcnzoo.report.sampling import Frame
+from dcnzoo.report.explain import Explanation, explanation_at, record, select
+from dcnzoo.report.sampling import Box, Frame
 
 
 def explain(

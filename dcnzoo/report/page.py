@@ -18,6 +18,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dcnzoo.report.plots import any_letters
+
 _SMALL = 256 * 256  # pixels; smaller images are stored losslessly
 _DPI = 150  # of figures with photos
 _QUALITY = {"quality": 88}  # of JPEG
@@ -73,6 +75,7 @@ class Picture:
         return _uri("jpeg", self.content.savefig, format="jpeg", dpi=_DPI, pil_kwargs=_QUALITY)
 
 
+@any_letters()
 def charts(figures: Sequence[Figure]) -> Markup:
     """Place charts side by side if there is room; their labels describe them."""
     with matplotlib.rc_context({"svg.fonttype": "none"}):

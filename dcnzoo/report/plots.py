@@ -6,7 +6,8 @@ differ in their markers, not only in their colours.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,18 +27,24 @@ _MARK = "#22d3ee"
 _SIDE = 3.0  # width of a photo, in inches
 _WIDTH = 3.4  # least width of a chart, in inches: 326 pixels
 
-# matplotlib may lack a glyph: browsers draw the texts of a chart
-warnings.filterwarnings("ignore", r"Glyph .* missing from font", module=r"dcnzoo\.report")
-
 # arm → iterations [T], values [seeds, T]
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def plot_curves(title: str, curves: Curves, step: str = "iteration") -> Figure:
+@contextmanager
+def any_letters() -> Iterator[None]:
+    """Context, also a decorator, without warnings of missing glyphs: browsers draw the texts of a chart."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
+def plot_curves(title: str, curves: Curves, step: str = "iteration", with_legend: bool = False) -> Figure:
     """Plot learning curves: one colour per arm, thin lines for seeds, a thick line for their mean.
 
     Args:
         step: label of the x axis.
+        with_legend: also if there is only one curve.
     """
     figure, axes = _chart(title, step)
     lines: list[Line2D] = []
@@ -52,7 +59,7 @@ def plot_curves(title: str, curves: Curves, step: str = "iteration") -> Figure:
     top = axes.dataLim.y1
     axes.set_ylim(0, 1.08 * top if 0 < top < np.inf else None)
     axes.set_xlim(left=0)
-    if len(curves) > 1:
+    if with_legend or len(curves) > 1:
         _legend(figure, lines, list(curves))
     figure.set_label(f"{title} by {step}. {'; '.join(texts)}")
     return figure
@@ -80,10 +87,12 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figu
     """Plot a confusion matrix; the colours show shares of a row.
 
     Args:
-        counts: [N, N], rows are the ground truth, columns the detections.
-        names: the names of rows and columns; the last name stands for no class.
+        counts: [N + 1, M], rows are the ground truth: N classes, and no class. The columns are all
+            detections: those of the N classes first, those of no class last.
+        names: of the columns. The last row has the name of the last column, the others those of the first.
     """
     figure, axes = _chart(title, "detected", size=1.6 + 0.42 * len(names))
+    classes = len(counts) - 1
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
@@ -92,10 +101,10 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figu
             axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour, fontsize=9)
     labels = [plain(name) for name in names]
     axes.set_xticks(range(len(names)), labels, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), labels)
+    axes.set_yticks(range(classes + 1), [*labels[:classes], labels[-1]])
     axes.set_ylabel("ground truth", color=_GREY)
     axes.grid(visible=False)
-    correct = (f"{n}: {counts[i, i]:.0f} of {counts[i].sum():.0f}" for i, n in enumerate(names[:-1]))
+    correct = (f"{n}: {counts[i, i]:.0f} of {counts[i].sum():.0f}" for i, n in enumerate(names[:classes]))
     figure.set_label(f"{title}. Objects detected as their class: {', '.join(correct)}")
     return figure
 
@@ -154,6 +163,7 @@ def _line_style(index: int, points: int) -> dict[str, Any]:
     }
 
 
+@any_letters()
 def _legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
     """Place the legend below the curves. matplotlib would hide labels of lines that start with ``_``."""
     columns = 2 if max(map(len, labels)) < 16 else 1

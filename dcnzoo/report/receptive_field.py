@@ -19,6 +19,7 @@ def receptive_fields(
     inputs: Tensor,
     name: str,
     windows: Sequence[tuple[slice, slice]],
+    number: int = 1,
 ) -> list[Tensor]:
     """Compute the influence of each pixel on outputs: the effective receptive field (Luo et al. 2016).
 
@@ -29,8 +30,9 @@ def receptive_fields(
         run: runs the model on ``inputs``; stopped as soon as the layer has run.
         inputs: [1, C, H, W], the model's input.
         name: of a layer with the output [1, C', oH, oW], or [1, oH, oW, C'] for DCNv3 and DCNv4, or of an
-            extractor of ViT-Adapter; ``name #2`` for its second run.
+            extractor of ViT-Adapter.
         windows: rows and columns of its output.
+        number: of the layer's run, if it runs several times.
 
     Returns:
         for each window, the field [H, W], not smoothed, on the CPU
@@ -38,7 +40,6 @@ def receptive_fields(
     Raises:
         ValueError: the layer does not run, or has no gradient to the image.
     """
-    name, _, number = name.partition(" #")
     inputs = inputs.detach().clone().requires_grad_()
     outputs: list[Tensor] = []
 
@@ -47,7 +48,7 @@ def receptive_fields(
             height, width = arguments[3][0]
             output = output[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
         outputs.append(output[0])
-        if len(outputs) == int(number or 1):
+        if len(outputs) == number:
             raise _Reached
 
     layer = model.get_submodule(name)

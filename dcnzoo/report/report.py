@@ -15,7 +15,14 @@ from dcnzoo.openmmlab.classes import require_equal
 from dcnzoo.report import page, sections
 from dcnzoo.report.evaluation import IOU, most_errors
 from dcnzoo.report.page import Section
-from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread, name_of
+from dcnzoo.report.runs import (
+    Setting,
+    TrainedRun,
+    main_metrics,
+    mean_and_spread,
+    named_runs,
+    settings_of,
+)
 from dcnzoo.report.validation import (
     ValidationRunner,
     described_images,
@@ -25,7 +32,7 @@ from dcnzoo.report.validation import (
 )
 from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import numbered, require_new, write_text
-from dcnzoo.utils.jsonl import versions
+from dcnzoo.utils.packages import versions
 from dcnzoo.utils.text import counted
 
 REPORT = "report.html"
@@ -42,22 +49,27 @@ def write_report(
     allow_partial: bool = False,
     force: bool = False,
 ) -> Path:
-    """Write the page of :func:`render_runs` atomically; return its path.
+    """Write the page of :func:`render` atomically; return its path.
 
     Args:
         folders: work directories.
         out: the file (default: ``report.html`` in the first folder, or ``report_2.html``, … if it exists).
         labels: of the folders (default: their names; their paths, if two have one name).
-        checkpoint: the first folder's checkpoint (default: the best one if there is one, else the last).
-        images, evaluated: see :func:`render_runs`.
+        checkpoint: of a single folder (default: the best one if there is one, else the last).
+        images, evaluated: see :func:`render`.
         device: on which the detectors run.
         allow_partial: if a checkpoint does not fit its config, load the parameters that fit.
         force: replace ``out``.
 
     Raises:
-        UserError: a folder contains no training, a checkpoint does not fit, or ``out`` exists.
+        UserError: a folder contains no training, a checkpoint does not fit, or ``out`` exists; or there are
+            several folders with a ``checkpoint``, or another number of labels.
     """
     work_dirs = [*map(Path, folders)]
+    if labels and len(labels) != len(work_dirs):
+        raise UserError(f"labels: expected {len(work_dirs)}, one for each folder, got {len(labels)}")
+    if checkpoint is not None and len(work_dirs) > 1:
+        raise UserError(f"checkpoint: expected a single folder, got {len(work_dirs)}")
     if out is None:
         out = work_dirs[0] / REPORT
         out = out if force else numbered(out)
@@ -66,12 +78,10 @@ def write_report(
     if len(set(names)) < len(names):  # folders of one name are different trainings
         names = [*map(str, work_dirs)]
     with user_errors():
-        runs = [
-            TrainedRun.read(folder, label, None if number else checkpoint)
-            for number, (folder, label) in enumerate(zip(work_dirs, labels or names, strict=True))
-        ]
-        detectors = load_detectors(runs, device, allow_partial)
-    write_text(out, render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer()))
+        runs = [TrainedRun.read(folder, checkpoint) for folder in work_dirs]
+        settings = settings_of(labels or names, runs)
+        detectors = load_detectors(settings, device, allow_partial)
+    write_text(out, render(settings, detectors, images=images, evaluated=evaluated, footer=footer()))
     return out
 
 
@@ -79,8 +89,8 @@ def footer() -> str:
     return "made with " + ", ".join(f"{name} {version}" for name, version in versions().items())
 
 
-def render_runs(
-    runs: Sequence[TrainedRun],
+def render(
+    settings: Sequence[Setting],
     detectors: Mapping[str, ValidationRunner],
     title: str | None = None,
     lead: str | None = None,
@@ -97,15 +107,16 @@ def render_runs(
         images: number of images with detections; images with three or more objects come first.
         evaluated: number of images for the confusion matrix and the curves of precision and recall.
     """
-    table = summary(runs, detectors, head)
-    as_tiles = len(by_label(runs)) <= 2
+    table = summary(settings, detectors, head)
+    as_tiles = len(settings) <= 2
     shown = [] if as_tiles else [Section("Result", "", [page.table(table)])]
     shown += _show_predictions(detectors, images, evaluated)
-    shown += [sections.show_curves(runs), sections.show_offsets(runs), sections.show_validations(runs)]
+    shown.append(sections.show_curves(settings))
+    shown += [sections.show_offsets(settings), sections.show_validations(settings)]
     return page.render(
         "report.html",
-        title=title or " and ".join(by_label(runs)),
-        lead=" ".join(filter(None, [lead or result(runs), origins(runs)])),
+        title=title or " and ".join(setting.label for setting in settings),
+        lead=" ".join(filter(None, [lead or result(settings), origins(settings)])),
         sections=[section for section in shown if section.parts or section.text],
         facts=_facts(table) if as_tiles else None,
         footer=footer,
@@ -120,41 +131,44 @@ def _facts(table: Sequence[Sequence[str]]) -> dict[str, tuple[str, str]]:
     return {name: (" → ".join(column), note) for name, column in zip(names, columns, strict=True)}
 
 
-def result(runs: Sequence[TrainedRun]) -> str:
+def result(settings: Sequence[Setting]) -> str:
     """Return the first metric of each label in a sentence, and how sure a difference is in a clause."""
-    arms, texts = by_label(runs), []
-    for metric, name in metric_names(main_metrics(runs)[:1]).items():
-        for label, seeds in arms.items():
-            values = mean_and_spread([run.metrics[metric] for run in seeds])
-            texts.append(f"{label}: {name} {values}")
-    if texts and 1 < len(arms) == len(runs):
+    texts = []
+    for metric, name in metric_names(main_metrics(settings)[:1]).items():
+        for setting in settings:
+            values = mean_and_spread([run.metrics[metric] for run in setting.runs])
+            texts.append(f"{setting.label}: {name} {values}")
+    if texts and 1 < len(settings) == len(named_runs(settings)):
         texts.append("one training each, and another seed changes the AP")
     return f"{'; '.join(texts)}." if texts else ""
 
 
-def origins(runs: Sequence[TrainedRun]) -> str:
-    """Return a sentence about the checkpoints of a page."""
-    texts = []
-    for run in runs:
-        name = f"{name_of(run, runs)}: " if len(runs) > 1 else ""
-        texts.append(
-            f"{name}{run.described}, of {counted(run.history.iteration, 'iterations')} in {run.folder}"
-        )
-    return f"Checkpoint of all metrics, tables and pictures: {'; '.join(texts)}."
+def origins(settings: Sequence[Setting]) -> str:
+    """Return a sentence about the checkpoints of a page, and one about those of the pictures."""
+    runs, texts = named_runs(settings), []
+    for name, run in runs:
+        prefix = f"{name}: " if len(runs) > 1 else ""
+        trained = counted(run.history.iteration, "iterations")
+        texts.append(f"{prefix}{run.described}, of {trained} in {run.folder}")
+    checkpoints = "; ".join(texts)
+    if len(runs) == len(settings):
+        return f"Checkpoint of all metrics, tables and pictures: {checkpoints}."
+    shown = " and ".join(setting.name_of(setting.shown) for setting in settings)
+    return f"Checkpoints of the metrics: {checkpoints}. Pictures, errors and parameters are of {shown}."
 
 
 def summary(
-    runs: Sequence[TrainedRun], detectors: Mapping[str, ValidationRunner], head: str = "run"
+    settings: Sequence[Setting], detectors: Mapping[str, ValidationRunner], head: str = "run"
 ) -> list[list[str]]:
     """Return a header and one row per label: main metrics, seconds per iteration, number of parameters."""
-    metrics = main_metrics(runs)
+    metrics = main_metrics(settings)
     rows = [[head, *metric_names(metrics).values(), "s / iteration", "parameters"]]
-    for label, seeds in by_label(runs).items():
-        figures = [mean_and_spread([run.metrics[metric] for run in seeds]) for metric in metrics]
-        seconds = statistics.mean(run.seconds_per_iteration for run in seeds)
-        detector = detectors.get(label)
+    for setting in settings:
+        figures = [mean_and_spread([run.metrics[metric] for run in setting.runs]) for metric in metrics]
+        seconds = statistics.mean(run.seconds_per_iteration for run in setting.runs)
+        detector = detectors.get(setting.label)
         parameters = f"{sum(p.numel() for p in detector.detector.model.parameters()):,}" if detector else "–"
-        rows.append([label, *figures, f"{seconds:.3f}", parameters])
+        rows.append([setting.label, *figures, f"{seconds:.3f}", parameters])
     return rows
 
 

@@ -1,11 +1,11 @@
-"""Sampling points of deformable convolutions, in pixels of the input image."""
+"""Sampling points of deformable convolutions, in pixels of the input image, and the outputs of a region."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from dcnzoo.backbones.vit_adapter import Extractor
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.statistics import tracks_offsets
 from dcnzoo.ops.geometry import deform_attn_points, sampling_points
+from dcnzoo.utils.errors import UserError
+
+_MOST_PER_AXIS = 8  # most rows, and most columns, of a box for which points are drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,7 @@ class SamplingField:
         weight: [K, oH, oW], the modulation mask; ones for v1, signed factors for v4.
         kernel_size, stride, padding, dilation: of the layer, (y, x).
         input_size: (H, W) of the layer's input.
+        run: 1, or more if the layer has run before in the same forward pass, as heads on several levels do.
     """
 
     name: str
@@ -37,6 +41,12 @@ class SamplingField:
     padding: tuple[int, int]
     dilation: tuple[int, int]
     input_size: tuple[int, int]
+    run: int = 1
+
+    @property
+    def title(self) -> str:
+        """The layer and, after its first run, the number of the run: ``head``, ``head #2``."""
+        return self.name if self.run == 1 else f"{self.name} #{self.run}"
 
     @property
     def grid(self) -> Tensor:  # [K, 2, oH, oW]
@@ -75,6 +85,24 @@ class Frame:
 
     def to_picture(self, points: Tensor) -> Tensor:
         return (points + 0.5) * torch.tensor(self.scale) - 0.5
+
+
+class Box(NamedTuple):
+    """A region of the image, in pixels; a point is a box without extent."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    def require_inside(self, height: int, width: int, name: str = "box") -> None:
+        """Raise UserError, with the name of the argument, unless the box is inside an image of this size."""
+        if not (0 <= self.x1 <= self.x2 < width and 0 <= self.y1 <= self.y2 < height):
+            is_point = name == "at"
+            got = ",".join(f"{value:g}" for value in self[: 2 if is_point else 4])
+            expected = "a point" if is_point else "the upper left and the lower right corner,"
+            area = f"from 0,0 to {width - 1},{height - 1}"
+            raise UserError(f"{name}: expected {expected} {area}, got {got}")
 
 
 @contextmanager
@@ -122,6 +150,49 @@ def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[float
     return index.clamp(torch.zeros_like(out), out - 1)
 
 
+def output_window(field: SamplingField, box: Box, frame: Frame) -> tuple[slice, slice]:
+    """Return the rows and columns of a layer's output that are closest to the box."""
+    corners = torch.tensor([[box.y1, box.x1], [box.y2, box.x2]])
+    outputs = nearest_output(field, frame.to_input(corners), frame.size)
+    (top, left), (bottom, right) = outputs.tolist()
+    return slice(top, bottom + 1), slice(left, right + 1)
+
+
+def points_of(field: SamplingField, box: Box, frame: Frame) -> tuple[Tensor, Tensor]:
+    """Return the sampling points of the outputs in a box, for at most eight rows and columns of it.
+
+    Returns:
+        points  # [M, 2], (y, x) in pixels of the image
+        weight  # [M], the modulation
+    """
+    y, x = (
+        torch.linspace(w.start, w.stop - 1, min(_MOST_PER_AXIS, w.stop - w.start)).round().long()
+        for w in output_window(field, box, frame)
+    )
+    points = field.points[:, :, y[:, None], x].permute(2, 3, 0, 1).reshape(-1, 2)  # [rows · columns · K, 2]
+    points = frame.to_picture(points * torch.tensor(frame.size) / torch.tensor(field.input_size))
+    return points, field.weight[:, y[:, None], x].permute(1, 2, 0).flatten()
+
+
+def grid_of_points(field: SamplingField, shape: tuple[int, int], frame: Frame, number: int) -> list[Box]:
+    """Return about ``number`` positions of a layer's output, in a grid, as points in an image of a shape."""
+    if not number:
+        return []
+    rows = max(1, round((number * shape[0] / shape[1]) ** 0.5))
+    counts = rows, max(1, number // rows)
+    y, x = ((torch.arange(count) + 0.5) * size / count for count, size in zip(counts, shape, strict=True))
+    at = frame.to_input(torch.cartesian_prod(y, x))
+    outputs = nearest_output(field, at, frame.size).unique(dim=0)
+    points = frame.to_picture(outputs * torch.tensor(frame.size) / torch.tensor(field.weight.shape[-2:]))
+    return [Box(x, y, x, y) for y, x in points.tolist()]
+
+
+def _add(fields: list[SamplingField], field: SamplingField) -> None:
+    """Append a field with the number of its layer's run."""
+    run = 1 + sum(other.name == field.name for other in fields)
+    fields.append(dataclasses.replace(field, run=run))
+
+
 def _recorder(name: str, layer: Any, fields: list[SamplingField]) -> Callable:
     @torch.no_grad()
     def record(hooked: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -133,18 +204,17 @@ def _recorder(name: str, layer: Any, fields: list[SamplingField]) -> Callable:
             offset, mask = output[:, :channels], output[:, channels:].sigmoid()
         is_v2 = mask is not None and mask.shape[1] > 0
         weight = mask[0, :taps] if is_v2 else torch.ones(taps, *output.shape[-2:])
-        fields.append(
-            SamplingField(
-                name,
-                offset[0, : 2 * taps].unflatten(0, (taps, 2)).float().cpu(),
-                weight.float().cpu(),
-                _pair(layer.kernel_size),
-                _pair(layer.stride),
-                _pair(layer.padding),
-                _pair(layer.dilation),
-                input_size=_pair(inputs[0].shape[-2:]),
-            )
+        field = SamplingField(
+            name,
+            offset[0, : 2 * taps].unflatten(0, (taps, 2)).float().cpu(),
+            weight.float().cpu(),
+            _pair(layer.kernel_size),
+            _pair(layer.stride),
+            _pair(layer.padding),
+            _pair(layer.dilation),
+            input_size=_pair(inputs[0].shape[-2:]),
         )
+        _add(fields, field)
 
     return record
 
@@ -195,7 +265,7 @@ def _record_deform_attn(
         field = SamplingField(
             name, torch.zeros_like(points), by_row(weights), kernel, stride, padding, dilation, size
         )
-        fields.append(dataclasses.replace(field, offset=points - field.grid))
+        _add(fields, dataclasses.replace(field, offset=points - field.grid))
 
     return [*(each.register_forward_hook(keep) for each in predictors), layer.register_forward_hook(record)]
 
@@ -218,7 +288,7 @@ def _record_extractor(
     field = SamplingField(
         name, torch.zeros_like(at), weight, (heads, points), (1, 1), (0, 0), (1, 1), _pair(shapes[0].tolist())
     )
-    fields.append(dataclasses.replace(field, offset=at - field.grid))
+    _add(fields, dataclasses.replace(field, offset=at - field.grid))
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

@@ -1,23 +1,26 @@
 """The sections of a report. Each function returns a :class:`dcnzoo.report.page.Section`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 import numpy as np
 from markupsafe import Markup
 
-from dcnzoo.detect.metric_names import is_undefined, metric_names
-from dcnzoo.openmmlab.history import PARTS
+from dcnzoo.detect.metric_names import metric_names
+from dcnzoo.openmmlab.history import PARTS, Rows
 from dcnzoo.report import page, plots
 from dcnzoo.report.evaluation import IOU, ClassResults
-from dcnzoo.report.explain import Box, offset_table, points_of
+from dcnzoo.report.explain import offset_table
 from dcnzoo.report.page import Picture, Section, in_words
 from dcnzoo.report.plots import COLOURS, Curves, plot_curves
-from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, name_of
+from dcnzoo.report.runs import Setting, TrainedRun, main_metrics, named_runs
+from dcnzoo.report.sampling import Box, points_of
 from dcnzoo.report.validation import Prediction, ValidationRunner, thresholds
 from dcnzoo.utils.text import counted, cut
 
 _MOST_CLASSES = 12  # in a chart
 _MOST_LAYERS = 16
+_TRAINING, _VALIDATIONS = attrgetter("history.training"), attrgetter("validations")  # of a TrainedRun
 _OFFSETS = {
     "mean_abs": "mean |offset| [pixels]",
     "outside": "share outside the map",
@@ -59,7 +62,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
         down, across = np.abs(points - [y, x]).mean(0)
         distance = f"mean distance from ({x:.0f}, {y:.0f}): x {across:.1f}, y {down:.1f}"
         alt = f"Photo with {counted(len(points), 'points')}; {distance}"
-        layers.append(Picture(figure, field.name, alt))
+        layers.append(Picture(figure, field.title, alt))
     left_out = len(prediction.fields) - len(layers)
     text = f"Sampling points of each layer for one output (cross), at the centre of {name}"
     text += f"; not shown: {counted(left_out, 'more layers')}" if left_out else ""
@@ -74,7 +77,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
 
 def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str, ClassResults]) -> Section:
     first = next(iter(detectors.values()))
-    all_names, columns = first.classes, []  # of all detectors
+    all_names, columns, has_others = first.classes, [], False  # of all detectors
     for label, result in results.items():
         numbers = result.confusion.sum(1)[:-1].argsort(kind="stable")[::-1][:_MOST_CLASSES]
         chosen = sorted(number for number in numbers if result.objects[number])
@@ -83,8 +86,10 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
         if chosen:
             curves = dict(zip(names, result.precision[chosen], strict=True))
             figures.append(plots.plot_precision_recall("precision and recall of boxes", curves))
-        counts = result.confusion[np.ix_([*chosen, -1], [*chosen, -1])]
-        figures.append(plots.plot_confusion("confusion of boxes", counts, [*names, "none"]))
+        counts, others = confusion_of(result, chosen)
+        names += ["other", "none"] if others else ["none"]
+        has_others |= others
+        figures.append(plots.plot_confusion("confusion of boxes", counts, names))
         heading = Markup("<h3>{}</h3>").format(label)
         columns.append(heading + page.charts(figures))
     parts = [page.table(class_table(results, all_names)), page.columns(columns)]
@@ -96,9 +101,22 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
         f"counts boxes with a score of at least {thresholds(detectors)}, which match from IoU {IOU} on. "
         "Column 'none': objects that were missed; row 'none': detections without an object."
     )
+    if has_others:
+        text += " Column 'other': detections of classes that are not shown."
     if len(all_names) > _MOST_CLASSES:
         text += f" Of {len(all_names)} classes, the charts show the {_MOST_CLASSES} with the most objects."
     return Section("Errors by class", text, parts)
+
+
+def confusion_of(result: ClassResults, classes: Sequence[int]) -> tuple[np.ndarray, bool]:
+    """Return the confusion of some classes, and whether it has a column of all others, before the last one.
+
+    Each row has all detections, and thus the sum that it has among all classes.
+    """
+    rows, chosen = result.confusion[[*classes, -1]], [*classes, -1]
+    others = np.delete(rows, chosen, 1).sum(1)
+    counts = rows[:, chosen]
+    return (np.insert(counts, -1, others, 1), True) if others.any() else (counts, False)
 
 
 def class_table(results: Mapping[str, ClassResults], names: Sequence[str]) -> list[list[str]]:
@@ -125,15 +143,17 @@ def _figure(value: float) -> str:
     return "–" if np.ma.is_masked(value) or np.isnan(value) else f"{value:.3f}"
 
 
-def show_curves(runs: Sequence[TrainedRun]) -> Section:
-    unit = "epoch" if runs[0].counts_epochs else "iteration"
-    figures = [plot_curves("training loss", _series(runs, "training", "loss"))]
-    for metric, name in metric_names(main_metrics(runs)).items():
-        figures.append(plot_curves(name, _series(runs, "validation", metric), unit))
+def show_curves(settings: Sequence[Setting]) -> Section:
+    runs = [run for _, run in named_runs(settings)]
+    figures = [plot_curves("training loss", _curves(settings, _TRAINING, "loss"))]
+    for metric, name in metric_names(main_metrics(settings)).items():
+        for unit in dict.fromkeys(run.unit for run in runs):  # epochs and iterations share no axis
+            curves = _curves(settings, _VALIDATIONS, metric, unit)
+            figures.append(plot_curves(name, curves, unit, with_legend=len(settings) > 1))
     for name in PARTS:
         if all(name in entry for run in runs for entry in run.history.training.values()):
-            figures.append(plot_curves(f"training, {name}", _series(runs, "training", name)))
-    rates = page.charts([plot_curves("learning rate", _series(runs, "training", "lr"))])
+            figures.append(plot_curves(f"training, {name}", _curves(settings, _TRAINING, name)))
+    rates = page.charts([plot_curves("learning rate", _curves(settings, _TRAINING, "lr"))])
     text = (
         "Training loss and validation metrics, then the losses of all heads by kind. Thin lines are single "
         "runs, thick lines are means."
@@ -141,36 +161,39 @@ def show_curves(runs: Sequence[TrainedRun]) -> Section:
     return Section("Learning curves", text, [page.charts(figures), page.fold("learning rate", rates)])
 
 
-def _series(runs: Sequence[TrainedRun], log: str, name: str) -> Curves:
+def _curves(
+    settings: Sequence[Setting], rows_of: Callable[[TrainedRun], Rows], name: str, unit: str | None = None
+) -> Curves:
+    """Return one column of the rows of each setting's runs; with a unit, of the runs that have it."""
     curves: Curves = {}
-    for label, seeds in by_label(runs).items():
-        series = [_column(getattr(run.history, log), name) for run in seeds]
-        steps = sorted(set.intersection(*map(set, series)))  # a resumed run may lack a validation
-        curves[label] = (np.array(steps), np.array([[one[step] for step in steps] for one in series]))
+    for setting in settings:
+        runs = [run for run in setting.runs if unit in (None, run.unit)]
+        if series := [_column(rows_of(run), name) for run in runs]:
+            steps = sorted(set.intersection(*map(set, series)))  # a resumed run may lack a validation
+            values = np.array([[one[step] for step in steps] for one in series])
+            curves[setting.label] = np.array(steps), values
     return curves
 
 
-def show_validations(runs: Sequence[TrainedRun]) -> Section:
+def show_validations(settings: Sequence[Setting]) -> Section:
     folds = []
-    for run in runs:
-        validation = run.history.validation
-        if not validation:
+    for title, run in named_runs(settings):
+        if not run.validations:
             continue
-        names = list(dict.fromkeys(name for entry in validation.values() for name in entry))
-        rows = [["epoch" if run.counts_epochs else "iteration", *metric_names(names).values()]]
-        for step, entry in sorted(validation.items()):
-            defined = {name: value for name, value in entry.items() if not is_undefined(name, value)}
-            rows.append([str(step), *(_figure(defined.get(name, np.nan)) for name in names)])
-        folds.append(page.fold(name_of(run, runs), page.table(rows)))
+        names = list(dict.fromkeys(name for entry in run.history.validation.values() for name in entry))
+        rows = [[run.unit, *metric_names(names).values()]]
+        for step, entry in sorted(run.validations.items()):
+            rows.append([str(step), *(_figure(entry.get(name, np.nan)) for name in names)])
+        folds.append(page.fold(title, page.table(rows)))
     return Section("All validations", "", folds)
 
 
-def show_offsets(runs: Sequence[TrainedRun]) -> Section:
+def show_offsets(settings: Sequence[Setting]) -> Section:
     parts = []
-    for run in runs:
+    for name, run in named_runs(settings):
         offsets = run.history.offsets
         last = offsets[max(offsets)] if offsets else {}
-        sizes = {name.removeprefix("mean_abs/"): last[name] for name in last if name.startswith("mean_abs/")}
+        sizes = {key.removeprefix("mean_abs/"): last[key] for key in last if key.startswith("mean_abs/")}
         layers = sorted(sizes, key=sizes.__getitem__, reverse=True)[: len(COLOURS)]
         figures = []
         for column, title in _OFFSETS.items():
@@ -181,12 +204,12 @@ def show_offsets(runs: Sequence[TrainedRun]) -> Section:
             if curves:
                 figures.append(plot_curves(title, curves))
         if figures:
-            parts += [Markup("<h3>{}</h3>").format(name_of(run, runs)), page.charts(figures)]
+            parts += [Markup("<h3>{}</h3>").format(name), page.charts(figures)]
     if not parts:
         return Section("Offsets during training", "", parts)
     text = f"From OffsetStatisticsHook: the {counted(len(COLOURS), 'layers')} with the largest final offsets."
     return Section("Offsets during training", text, parts)
 
 
-def _column(log: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
+def _column(log: Rows, name: str) -> dict[int, float]:
     return {step: entry[name] for step, entry in log.items() if name in entry}

@@ -21,7 +21,7 @@ from dcnzoo.openmmlab.runs.build import build_model
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.report.evaluation import ClassResults, evaluate
 from dcnzoo.report.explain import record
-from dcnzoo.report.runs import TrainedRun, by_label
+from dcnzoo.report.runs import Setting
 from dcnzoo.report.sampling import Frame, SamplingField
 from dcnzoo.utils.errors import UserError
 
@@ -33,7 +33,7 @@ class Prediction:
     Attributes:
         truth: the image and the annotated objects, with a score of 1.
         detections: the detected objects.
-        fields: sampling positions of the deformable layers, in forward order, with unique names.
+        fields: sampling positions of the deformable layers, in forward order.
         frame: the model's input and the file.
         statistics: of the layers' offsets: :func:`dcnzoo.layers.offset_statistics`.
     """
@@ -106,13 +106,13 @@ class ValidationRunner:
 
 
 def load_detectors(
-    runs: Sequence[TrainedRun], device: str = "cpu", allow_partial: bool = False
+    settings: Sequence[Setting], device: str = "cpu", allow_partial: bool = False
 ) -> dict[str, ValidationRunner]:
-    """Load the detector of the first run of each label, if it has a checkpoint."""
+    """Load the detector of each setting that has a checkpoint: label → the detector of the shown run."""
     return {
-        label: ValidationRunner(seeds[0].cfg, checkpoint, device, allow_partial)
-        for label, seeds in by_label(runs).items()
-        if (checkpoint := seeds[0].checkpoint) is not None
+        setting.label: ValidationRunner(setting.shown.cfg, checkpoint, device, allow_partial)
+        for setting in settings
+        if (checkpoint := setting.shown.checkpoint) is not None
     }
 
 

@@ -1,22 +1,11 @@
-"""Installed packages, and folders with files of known names: OpenMMLab's, the cache of downloads."""
+"""Folders with files of known names: work directories, OpenMMLab's, the cache of downloads."""
 
 import os
 import sys
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 CHECKPOINTS = ("best", "last")  # name a checkpoint of a work directory, in place of a file
-
-
-def installed(*packages: str) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
-    versions = {}
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions
 
 
 def is_work_dir(folder: str | os.PathLike) -> bool:

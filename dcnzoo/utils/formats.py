@@ -64,18 +64,22 @@ def picture_files(name: str | os.PathLike) -> list[str] | None:
     path = expanded(name)
     if "://" in str(name):
         return None
-    unread: list[str] = []
+    unread, videos = list[str](), list[str]()
     if path.is_dir():
         walked = [str(folder / name) for folder, _, names in walk(path) for name in names]
         files = sorted(file for file in walked if file.lower().endswith(PICTURES))
         unread = [file for file in walked if file.lower().endswith(UNREAD_PICTURES)]
+        videos = [file for file in walked if is_video(file)]
     elif any(letter in str(name) for letter in "*?[") and not path.exists():
         files = sorted(glob.glob(os.path.expanduser(name), recursive=True))
     else:
         return None
-    left_out = ""
+    reasons = []
     if unread:
-        left_out = f"{counted(len(unread), 'pictures')} in formats that are not read ({few(unread, 2)})"
+        reasons.append(f"{counted(len(unread), 'pictures')} in formats that are not read ({few(unread, 2)})")
+    if videos:
+        reasons.append(f"{counted(len(videos), 'videos')} ({few(videos, 2)})")
+    left_out = " and ".join(reasons)
     if not files:
         but = f", but {left_out}" if left_out else ""
         raise UserError(f"images: expected pictures, found none in {name}{but}")

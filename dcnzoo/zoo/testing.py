@@ -24,8 +24,8 @@ from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.fetch import verify
 from dcnzoo.utils.files import expanded, require_new, require_writable
 from dcnzoo.utils.formats import EXPORTED
-from dcnzoo.utils.jsonl import append_row, circumstances
 from dcnzoo.zoo.index import Model
+from dcnzoo.zoo.measurements import append_row, circumstances
 from dcnzoo.zoo.own_data import require_data, with_own_data
 from dcnzoo.zoo.source import resolve
 

@@ -21,8 +21,8 @@ from dcnzoo.detect.session import Session
 from dcnzoo.export.onnx import export_onnx
 from dcnzoo.layers import MultiScaleDeformableAttention
 from dcnzoo.ops import flops
-from dcnzoo.report.explain import Box, explain_network
-from dcnzoo.report.sampling import record_sampling
+from dcnzoo.report.explain import explain_network, offset_table
+from dcnzoo.report.sampling import Box, record_sampling
 from tests.helpers.modules import shapes
 
 TINY = dict(embed_dim=24, depth=4, num_heads=3)
@@ -473,7 +473,7 @@ def test_explain(adapter):
     assert explanation.receptive_field.shape == (64, 96)
     windows = all(window is not None for window in adapter.windows)
     assert windows or explanation.receptive_field.all(), "each block without windows reads the whole picture"
-    rows = {name: row for name, *row in explanation.table()}
+    rows = {name: row for name, *row in offset_table(explanation.fields, explanation.statistics)}
     assert not any(name.endswith("extractor.attn") for name in rows)
     shift = layer.sampling_offsets(queries[0]).detach().abs().mean()
     assert float(rows["interactions.1.extractor"][1]) == pytest.approx(float(shift), abs=2e-3)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,3 +97,25 @@ def test_agreement():
     ]
     first, *_ = results = [Detections(each, np.ones(len(each)), np.array(labels)) for each, labels in others]
     assert [agreement([first], [each]) for each in results] == pytest.approx([1, 0, 0.8, 0.5, 1])
+
+
+def test_bench_names_devices_and_what_it_leaves_out(monkeypatch, tmp_path):
+    """A runtime that cannot use the device does not end the comparison."""
+
+    class Fake:
+        def __init__(self, path, backend, device, threads, precision="float32"):
+            if backend == "openvino":
+                raise ValueError("device: expected cpu for openvino, got 'cuda'")
+            self.model, self.device = SimpleNamespace(backend=backend), "cuda:0"
+
+        def __call__(self, image):
+            return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+
+    monkeypatch.setattr("dcnzoo.detect.exported.ExportedDetector", Fake)
+    monkeypatch.setattr("dcnzoo.cli.bench.find_spec", lambda name: True)
+    (tmp_path / "m.onnx").touch()
+    words = ["bench", tmp_path / "m.onnx", "--device", "cuda", "--max-iter", 1]
+    output = run(*words)
+    assert re.search(r"m\.onnx, onnxruntime, cuda:0 +\d", output)
+    assert re.search(r"left out: .*m\.onnx, openvino: device: expected cpu", output)
+    assert "--device: expected cpu for openvino" in run(*words, "--backend", "openvino", status=1)

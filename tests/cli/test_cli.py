@@ -10,7 +10,7 @@ import pytest
 import dcnzoo.cli
 from dcnzoo.cli import _command, _options
 from dcnzoo.utils.errors import JointError, UserError
-from tests.helpers.commands import every_command
+from tests.helpers.commands import every_command, invoke
 from tests.helpers.processes import ROOT, python, run_code
 
 MODULES = sorted(m.name for m in pkgutil.iter_modules(dcnzoo.cli.__path__) if m.name[0] != "_")
@@ -200,3 +200,9 @@ def test_values_of_settings(text, value):
         assert cfg_options == {"a.b": value} and type(cfg_options["a.b"]) is type(value)
 
     command.main(["--cfg-options", f"a.b={text}"], standalone_mode=False)
+
+
+def test_a_module_that_does_not_exist():
+    """As Python says it, without dcnzoo's own traceback; an error inside a program has its traceback."""
+    status, output = invoke("run", "-m", "no_module")
+    assert status == 1 and "No module named no_module" in output and "Traceback" not in output

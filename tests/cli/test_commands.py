@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -122,7 +123,7 @@ WRONG = [  # exit status 1, in one line
     ("export MODEL --out model.onnx", "--force"),
     ("export MODEL --test-img none.png --out new.onnx", "--test-img: .*none.png"),
     ("explain MODEL a.png --box 30,30,10,10 --out box.html", "--box: .*upper left .* got 30,30,10,10$"),
-    ("report photos", "--data photos"),
+    ("report photos", "^error: WORK_DIR: .*--data photos"),
     ("data check none.json", "none.json"),
     ("data check via", "such as via/regions.json"),
     ("data convert photos out", "expected YOLO's data.yaml"),
@@ -215,3 +216,13 @@ def test_mistakes_end_in_one_line(files, monkeypatch, status, line, expected):
     assert {path: time for path, time in after.items() if path.is_file()} == {
         path: time for path, time in before.items() if path.is_file()
     }
+
+
+def test_a_converted_set_has_no_split_of_an_earlier_one(files, monkeypatch):
+    monkeypatch.chdir(files)
+    Path("again").mkdir()
+    Path("again/test.json").write_text("of another set")
+    assert "--force" in run("data", "convert", "yolo", "again", status=1)
+    assert Path("again/test.json").exists()
+    assert "again/test.json" in run("data", "convert", "yolo", "again", "--force")
+    assert sorted(path.name for path in Path("again").iterdir()) == ["train.json", "val.json"]

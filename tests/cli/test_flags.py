@@ -90,3 +90,12 @@ def test_options_of_commands_are_those_of_functions():
     assert names(test) == names(dcnzoo.test, options.TestOptions) - {"options", "exported"}
     assert names(ReadOptions) == names(data.convert) - {"source", "out", "force"}
     assert names(ReadOptions) - {"classes"} == names(data.check) - {"source", "as_mmdetection"}
+
+
+def test_an_error_of_a_command_without_parameters():
+    @click.command(cls=_command.Command)
+    def alone():
+        raise ValueError("x: expected a name, got y")
+
+    with pytest.raises(UserError, match="x: expected a name, got y"):
+        alone.main([], standalone_mode=False)

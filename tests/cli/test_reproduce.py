@@ -21,7 +21,7 @@ from dcnzoo import zoo
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.jsonl import append_row
+from dcnzoo.zoo.measurements import append_row
 from dcnzoo.zoo.testing import use_data
 from tests.helpers import commands
 from tests.zoo.conftest import entry, package  # noqa: F401  a fixture

@@ -1,8 +1,10 @@
 """The files of results."""
 
+import json
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -247,3 +249,90 @@ def test_a_picture_that_is_named_twice_is_detected_once(infer, tmp_path):
         "photos/1.png",
         "photos/0.png",
     ]
+
+
+def test_classes_of_another_detector_are_not_replaced(infer, tmp_path):
+    """The texts that exist count from the other names."""
+    make_pictures(tmp_path / "photos", 2)
+    words = ("photos", "--txt", "--out", "out", "--skip-existing")
+    classes, text = tmp_path / "out/classes.txt", tmp_path / "out/0.txt"
+    assert infer(*words)[0] == 0 and classes.read_text() == "square\ncircle\n"
+    text.unlink()
+    assert infer(*words)[0] == 0, "the same classes"
+    classes.write_text("cat\ndog\n")
+    text.unlink()
+    result = CliRunner().invoke(command, ["m.onnx", *words])
+    assert isinstance(result.exception, UserError) and "out/classes.txt" in str(result.exception)
+    assert (tmp_path / "out/classes.txt").read_text() == "cat\ndog\n" and not (
+        tmp_path / "out/0.txt"
+    ).exists()
+    assert (
+        infer(*words, "--force")[0] == 0 and (tmp_path / "out/classes.txt").read_text() == "square\ncircle\n"
+    )
+
+
+def test_detections_are_written_before_the_video_is_checked(infer, tmp_path, monkeypatch):
+    make_pictures(tmp_path / "photos", 2)
+
+    def fail(video):
+        raise UserError("drawn.avi cannot be written")
+
+    monkeypatch.setattr("dcnzoo.detect.video.VideoFile.close", fail)
+    words = ["m.onnx", "photos", "--save-video", "drawn.avi", "--out", "out"]
+    assert isinstance(CliRunner().invoke(command, words).exception, UserError)
+    assert len(json.loads((tmp_path / "out/detections.json").read_text())["images"]) == 2
+
+
+def test_the_time_of_a_batch_is_divided_by_its_pictures(infer, tmp_path, monkeypatch):
+    make_pictures(tmp_path / "photos", 6)
+    clock = [0.0]
+    detect = Squares._detect
+
+    def slow(detector, inputs, threshold):
+        clock[0] += len(inputs)
+        return detect(detector, inputs, threshold)
+
+    monkeypatch.setattr(Squares, "_detect", slow)
+    monkeypatch.setattr("dcnzoo.detect.detector.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    _, output = infer("photos", "--out", "out", "--batch-size", "4")
+    times = [line.rpartition(", ")[2] for line in output.splitlines() if line.startswith("photos/")]
+    assert times == ["1.00 s"] * 6
+
+
+def test_frames_without_objects_are_detected_once(infer, tmp_path, monkeypatch):
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 64))
+    for _ in range(3):
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    writer.release()
+    thresholds, detect = [], Squares._detect
+
+    def recorded(detector, inputs, threshold):
+        thresholds.extend([threshold] * len(inputs))
+        return detect(detector, inputs, threshold)
+
+    monkeypatch.setattr(Squares, "_detect", recorded)
+    assert infer("v.avi", "--out", "out", "--verbose", "--json")[0] == 0 and thresholds == [0.3] * 3
+
+
+def test_a_detector_of_grey_pictures_reads_videos(tmp_path, monkeypatch):
+    monkeypatch.setattr(Squares, "channels", 1)
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 64))
+    for _ in range(2):
+        writer.write(np.full((64, 64, 3), 8, np.uint8))
+    writer.release()
+    results = Squares()(str(tmp_path / "v.avi"))
+    assert [len(result) for result in results] == [1, 1] and not results.skipped
+
+
+def test_formats_that_pillow_only_reads(tmp_path):
+    result = Squares()(np.full((9, 12, 3), 2, np.uint8))
+    with pytest.raises(ValueError, match=r"path: expected .* got .*a\.psd"):
+        result.save(tmp_path / "a.psd")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("method", ["export", "features", "push_to_hub"])
+def test_what_needs_a_detector_with_pytorch(monkeypatch, method):
+    monkeypatch.setattr(Squares, "_source", "model.onnx in onnxruntime")
+    with pytest.raises(ValueError, match=rf"^{method}: expected a detector with PyTorch, got .*model\.onnx"):
+        getattr(Squares(), method)("x")

@@ -54,3 +54,16 @@ def test_a_video_that_is_cut_replaces_nothing(tmp_path, ending):
     with pytest.raises(UserError, match="not complete"):
         file.close()
     assert path.read_text() == "before" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_video_that_ends_before_its_header_says(tmp_path, capfd):
+    path = tmp_path / "cut.avi"
+    file = video.VideoFile(path, [])
+    for number in range(20):
+        noise = np.random.default_rng(number).integers(0, 256, (64, 96, 3))
+        file.add(Image.fromarray(noise.astype(np.uint8)))
+    file.close()
+    assert len([*video.frames(path)]) == 20 and "frames" not in capfd.readouterr().err
+    os.truncate(path, path.stat().st_size // 2)
+    number = len([*video.frames(path)])
+    assert 0 < number < 20 and f"{path}: expected 20 frames, read {number}" in capfd.readouterr().err

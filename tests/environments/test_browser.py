@@ -10,7 +10,7 @@ import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
 
-from dcnzoo.report.explain import render_explanation  # noqa: E402
+from dcnzoo.report.explain_page import render_explanation  # noqa: E402
 from dcnzoo.report.report import write_report  # noqa: E402
 from tests.helpers.explained import explained  # noqa: E402
 from tests.helpers.processes import ROOT  # noqa: E402

@@ -11,8 +11,8 @@ from torch import nn
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.layers.statistics import OffsetStatistics
 from dcnzoo.report import record_sampling
-from dcnzoo.report.explain import Box, Explanation
-from dcnzoo.report.sampling import Frame
+from dcnzoo.report.explain import Explanation
+from dcnzoo.report.sampling import Box, Frame
 
 STRIDE = (2, 3)
 

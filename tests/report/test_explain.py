@@ -18,19 +18,10 @@ from dcnzoo.layers.statistics import (
     offset_statistics,
     track_offsets,
 )
-from dcnzoo.report.explain import (
-    Box,
-    explain_network,
-    grid_of_points,
-    heat_map,
-    output_window,
-    points_of,
-    record,
-    render_explanation,
-    with_unique_names,
-)
+from dcnzoo.report.explain import explain_network, offset_table, record
+from dcnzoo.report.explain_page import heat_map, render_explanation
 from dcnzoo.report.receptive_field import receptive_fields
-from dcnzoo.report.sampling import Frame
+from dcnzoo.report.sampling import Box, Frame, grid_of_points, output_window, points_of
 from dcnzoo.utils.errors import UserError
 from tests.helpers.explained import STRIDE, decoded, explained, make_model, page_data
 
@@ -76,10 +67,10 @@ def test_receptive_field_of_a_second_call():
 
     x, window = torch.randn(1, 3, *SIZE), (slice(4, 5), slice(4, 5))
     (first,) = receptive_fields(model, run, x, "head", [window])
-    (second,) = receptive_fields(model, run, x, "head #2", [window])
+    (second,) = receptive_fields(model, run, x, "head", [window], number=2)
     assert torch.equal(first.roll(20, 1), second) and first.count_nonzero() == 9
     with pytest.raises(ValueError, match="head"):
-        receptive_fields(model, run, x, "head #3", [window])
+        receptive_fields(model, run, x, "head", [window], number=3)
     for cut in (lambda x: run(x.detach()), torch.no_grad()(run)):
         with pytest.raises(ValueError, match=r"gradient.*head"):
             receptive_fields(model, cut, x, "head", [window])
@@ -153,6 +144,14 @@ def test_any_network_with_wrong_arguments(arguments, named):
         explain_network(**{"model": make_model(), "inputs": torch.zeros(1, 3, *SIZE), **arguments})
 
 
+def test_the_runs_of_a_layer_have_titles_of_their_own():
+    """A layer, another one, and the first one twice again."""
+    model = nn.ModuleDict({name: PackedDeformConv2d(3, 3, 3, padding=1) for name in "ab"})
+    _, fields, _ = record(model, lambda: [model[name](torch.randn(1, 3, *SIZE)) for name in "abaa"])
+    assert [field.title for field in fields] == ["a", "b", "a #2", "a #3"]
+    assert [field.name for field in fields] == [*"abaa"]
+
+
 def test_heat_map_of_one_pixel_and_of_none():
     field = torch.zeros(31, 401)
     field[10, 200] = 3
@@ -171,8 +170,6 @@ def test_a_box_has_its_outputs_or_some_of_many():
     assert output_window(field, Box(3, 4, 9.2, 4), Frame(SIZE)) == (slice(2, 3), slice(1, 4))
     points, _ = points_of(field, Box(3, 4, 9.2, 4), Frame(SIZE))
     torch.testing.assert_close(points[15:30], field.points[:, :, 2, 2])
-    names = [f.name for f in with_unique_names(explained(names=("a", "b", "a", "a")).fields)]
-    assert names == ["a", "b", "a #2", "a #3"]
     points, _ = points_of(field, Box(0, 0, 35, 23), Frame(SIZE))
     assert len(points) == 8 * 8 * 15
     torch.testing.assert_close(points[:15], field.points[:, :, 0, 0])
@@ -196,7 +193,8 @@ def test_positions_are_pixels_of_the_picture(scale):
 
 
 def test_table_of_layers():
-    rows = explained(names=("1", "of mmcv")).table()
+    explanation = explained(names=("1", "of mmcv"))
+    rows = offset_table(explanation.fields, explanation.statistics)
     assert rows[1] == ["1", "12×12", "0.250", "2.50", "12.5%"]
     assert rows[2][:2] == ["of mmcv", "12×12"] and rows[2][4] == "–"
     assert rows[3] == ["other", "not drawn", "1.000", "2.00", "0.0%"]

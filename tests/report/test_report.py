@@ -24,12 +24,12 @@ from dcnzoo.detect.crops import Crops
 from dcnzoo.export import Detections
 from dcnzoo.openmmlab.history import BEGAN, History
 from dcnzoo.report.evaluation import ClassResults, evaluate, most_errors
-from dcnzoo.report.explain import Box, points_of, render_explanation
 from dcnzoo.report.explain_detector import explain
-from dcnzoo.report.report import render_runs, summary, write_report
-from dcnzoo.report.runs import TrainedRun
-from dcnzoo.report.sampling import Frame, SamplingField
-from dcnzoo.report.sections import _series, class_table, show_errors, show_sampling
+from dcnzoo.report.explain_page import render_explanation
+from dcnzoo.report.report import render, summary, write_report
+from dcnzoo.report.runs import Setting, TrainedRun, settings_of
+from dcnzoo.report.sampling import Box, Frame, SamplingField, points_of
+from dcnzoo.report.sections import _VALIDATIONS, _curves, class_table, show_errors, show_sampling
 from dcnzoo.report.validation import Prediction, ValidationRunner, load_detectors, pick_images
 from dcnzoo.utils.errors import UserError
 from tests.helpers.demo import DEFORMABLE
@@ -109,7 +109,7 @@ def test_figures_and_pictures_are_of_one_checkpoint(make_run, name, ap):
         shutil.copy(folder / "epoch_2.pth", weights)
     run = TrainedRun.read(folder, checkpoint=weights)
     assert run.metrics["coco/bbox_mAP"] == ap and f"epoch {run.step}" in run.described
-    html = render_runs([run], {})
+    html = render([Setting("run", [run])], {})
     assert f"box AP</dt><dd>{ap:.3f}" in html and f"box AP {ap:.3f}" in html and run.described in html
 
 
@@ -128,17 +128,17 @@ def test_the_checkpoint_in_words(tmp_path, name, step, text):
     assert run_of(tmp_path, {1: 0.1, 3: 0.3}, name, step).described == text
 
 
-def run_of(folder, validations, name=None, step=None, label="run"):
+def run_of(folder, validations, name=None, step=None):
     """Return a training of epochs with these box APs."""
     rows = {epoch: {"coco/bbox_mAP": ap} for epoch, ap in validations.items()}
     cfg = Config(dict(train_cfg=dict(by_epoch=True)))
-    return TrainedRun(label, folder, cfg, History({2: {}}, rows, {}), name and folder / name, step)
+    return TrainedRun(folder, cfg, History({2: {}}, rows, {}), name and folder / name, step)
 
 
-def test_curves_are_of_the_validations_that_all_seeds_have(tmp_path):
+def test_curves_are_of_the_VALIDATIONS_that_all_seeds_have(tmp_path):
     """A resumed training may lack one."""
     runs = [run_of(tmp_path, {1: 0.1, 2: 0.2, 4: 0.4}), run_of(tmp_path, {2: 0.3, 4: 0.5, 5: 0.6})]
-    steps, values = _series(runs, "validation", "coco/bbox_mAP")["run"]
+    steps, values = _curves([Setting("run", runs)], _VALIDATIONS, "coco/bbox_mAP")["run"]
     assert steps.tolist() == [2, 4] and values.tolist() == [[0.2, 0.4], [0.3, 0.5]]
 
 
@@ -164,14 +164,14 @@ def test_runs_beside_each_other(make_run):
     off = make_run("off", [[*start, (1, 0.1)]], **{"model.backbone.dcn": None})
     (off / "last_checkpoint").unlink()
     (off / "config.py").rename(off / "2026_0/vis_data/config.py")
-    runs = [TrainedRun.read(off), *(TrainedRun.read(folder, "v2") for folder in folders)]
-    detectors = load_detectors(runs)
+    settings = settings_of(["off", "v2", "v2"], [*map(TrainedRun.read, [off, *folders])])
+    detectors = load_detectors(settings)
     assert list(detectors) == ["v2"]
-    head, first, second = summary(runs, detectors, "arm")
+    head, first, second = summary(settings, detectors, "arm")
     assert head == ["arm", "box AP", "s / iteration", "parameters"]
     assert first == ["off", "0.100", "0.250", "–"]
     assert second == ["v2", "0.300 ± 0.141", "0.250", "585,806"]
-    html = render_runs(runs, detectors, images=1)
+    html = render(settings, detectors, images=1)
     assert "<dd>0.100 → 0.300 ± 0.141</dd>" in html and "off → v2</dd>" in html
 
 
@@ -186,8 +186,9 @@ def test_trainings_with_different_validation_images(make_run, tmp_path):
     """A row of pictures would show different ones."""
     make_shapes(tmp_path / "other", ShapesSpec(train=2, val=4))
     settings = {"val_dataloader.dataset.data_root": f"{tmp_path}/other/"}
-    runs = [TrainedRun.read(make_run("a")), TrainedRun.read(make_run("b", **settings))]
-    html = render_runs(runs, load_detectors(runs), images=1)
+    folders = [make_run("a"), make_run("b", **settings)]
+    compared = settings_of("ab", [*map(TrainedRun.read, folders)])
+    html = render(compared, load_detectors(compared), images=1)
     assert "different validation images" in html and "Errors by class" not in html and "<img" in html
 
 
@@ -198,8 +199,9 @@ def test_trainings_with_corrected_labels(make_run, data, tmp_path):
     content["annotations"][0]["category_id"] = 3 - content["annotations"][0]["category_id"] % 2
     (other / "annotations/val.json").write_text(json.dumps(content))
     settings = {"val_dataloader.dataset.data_root": f"{other}/"}
-    runs = [TrainedRun.read(make_run("a")), TrainedRun.read(make_run("b", **settings))]
-    assert "different validation images" in render_runs(runs, load_detectors(runs), images=1)
+    folders = [make_run("a"), make_run("b", **settings)]
+    compared = settings_of("ab", [*map(TrainedRun.read, folders)])
+    assert "different validation images" in render(compared, load_detectors(compared), images=1)
 
 
 def test_weights_that_are_not_finite(make_run):
@@ -208,7 +210,8 @@ def test_weights_that_are_not_finite(make_run):
     state = torch.load(run.checkpoint, weights_only=True)
     state["state_dict"]["backbone.layer1.0.conv2.weight"][:] = 1e38
     torch.save(state, run.checkpoint)
-    html = render_runs([run], load_detectors([run]))
+    settings = [Setting("run", [run])]
+    html = render(settings, load_detectors(settings))
     assert "expected finite" in html and ">Learning curves</h2>" in html
 
 
@@ -228,23 +231,23 @@ def test_an_object_without_a_mask_beside_polygons(make_run, tmp_path, data):
         ],
     }
     folder = make_run(**{f"val_dataloader.dataset.{key}": value for key, value in settings.items()})
-    (runner,) = load_detectors([TrainedRun.read(folder)]).values()
+    (runner,) = load_detectors([Setting("run", [TrainedRun.read(folder)])]).values()
     truth = runner.annotated(0)
     assert number > 1 and len(truth) == number and truth.masks is None
 
 
 def test_an_unknown_data_set(make_run, monkeypatch):
-    run = TrainedRun.read(make_run())
-    detectors = load_detectors([run])
+    settings = [Setting("run", [TrainedRun.read(make_run())])]
+    detectors = load_detectors(settings)
     monkeypatch.setattr(detectors["run"].dataset, "get_data_info", lambda index: {})
-    html = render_runs([run], detectors)
+    html = render(settings, detectors)
     assert "val_dataloader: expected a data set of images" in html
 
 
 def test_predictions_keep_crops(make_run, data, monkeypatch):
     """No masks of the picture's size: of a photograph with 100 objects, they are a gigabyte."""
     monkeypatch.setattr(Crops, "whole", None)
-    (runner,) = load_detectors([TrainedRun.read(make_run())]).values()
+    (runner,) = load_detectors([Setting("run", [TrainedRun.read(make_run())])]).values()
     assert runner.predict(0).detections.crops is not None
     detector = dcnzoo.load("mask-rcnn_r14-mdconv_fpn_8e_shapes", device="cpu")
     assert explain(detector, next((data / "val").glob("*.png"))).objects
@@ -255,7 +258,7 @@ def test_the_better_of_two_labels_is_shown_in_any_order(make_run, monkeypatch):
     box, labels = torch.tensor([[10.0, 10, 50, 50]] * 2), torch.tensor([0, 1])
     objects = InstanceData(bboxes=box, scores=torch.tensor([0.6, 0.9]), labels=labels)
     monkeypatch.setattr("dcnzoo.openmmlab.detector.instances_of", lambda sample: objects)
-    (runner,) = load_detectors([TrainedRun.read(make_run())]).values()
+    (runner,) = load_detectors([Setting("run", [TrainedRun.read(make_run())])]).values()
     shown = runner.predict(0).detections.with_one_label()
     assert shown.labels.tolist() == [1] and shown.scores == pytest.approx([0.9])
 
@@ -279,10 +282,10 @@ def test_classes_of_two_runs_side_by_side():
 
 def test_a_run_without_validation(make_run, tmp_path):
     folder = make_run(logs=[[(2, 1, 5.0)]])
-    runs = [TrainedRun.read(folder)]
-    html = render_runs(runs, {})
+    settings = [Setting("run", [TrainedRun.read(folder)])]
+    html = render(settings, {})
     assert ">Learning curves</h2>" in html and ">All validations</h2>" not in html
-    assert summary(runs, {}) == [["run", "s / iteration", "parameters"], ["run", "0.250", "–"]]
+    assert summary(settings, {}) == [["run", "s / iteration", "parameters"], ["run", "0.250", "–"]]
 
 
 def test_pictures_of_resized_and_padded_images(make_run, data):
@@ -417,3 +420,74 @@ def test_precision_and_confusion():
     )
     empty = evaluate([first, []], [made([], []), made([], [])], 2, threshold=0.3)
     assert empty.confusion.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]] and not empty.precision.any()
+
+
+def results_of(confusion):
+    classes = len(confusion) - 1
+    return ClassResults(
+        confusion[:-1].sum(1), np.ones(classes), np.ones((classes, 101)), confusion, np.zeros(6, int)
+    )
+
+
+def confusion_charts(section):
+    return [chart for chart in charts("".join(map(str, section.parts))) if "confusion of boxes" in chart]
+
+
+@pytest.mark.parametrize("classes", [12, 14])
+def test_the_confusion_of_many_classes(classes):
+    """Objects that are detected as a class that is not shown count, too."""
+    confusion = np.zeros((classes + 1, classes + 1), int)
+    np.fill_diagonal(confusion[:-1], 100)
+    confusion[0] = [110, *[0] * (classes - 2), 90, 0]  # of 200 objects of class 0, 90 are the last class
+    confusion[-2] = [0] * (classes - 1) + [5, 0]  # which is the rarest one
+    confusion[-1, -2] = 7  # detections without an object
+    names = tuple(f"c{number}" for number in range(classes))
+    detector = SimpleNamespace(classes=names, dataset=range(6), threshold=0.5)
+    section = show_errors({"a": detector}, {"a": results_of(confusion)})
+    page = "".join(map(str, section.parts))
+    assert "c0: 110 of 200" in page and "c2: 100 of 100" in page
+    (chart,) = confusion_charts(section)
+    assert (">other<" in chart) == ("Column 'other'" in section.text) == (classes == 14)
+    texts = re.findall(r"<text[^>]*>(\d+)</text>", chart)
+    assert texts.count("90") == 1 and texts.count("7") == 1
+
+
+def test_pictures_are_of_the_first_seed_with_a_checkpoint(make_run):
+    folders = [make_run(f"seed{number}") for number in range(3)]
+    for file in ("last_checkpoint", "epoch_2.pth"):
+        (folders[0] / file).unlink()
+    html = write_report(folders, labels=["v2"] * 3, images=1, evaluated=2).read_text(encoding="utf-8")
+    assert "Pictures, errors and parameters are of v2, seed1." in html and "585,806" in html
+    assert "Checkpoint of all metrics" not in html
+
+
+def test_epochs_and_iterations_have_charts_of_their_own(make_run):
+    by_iterations = {"train_cfg": {"type": "IterBasedTrainLoop", "max_iters": 6}}
+    folders = [make_run("epochs"), make_run("iterations", **by_iterations)]
+    html = write_report(folders, images=0, evaluated=0).read_text(encoding="utf-8")
+    labels = re.findall(r'alt="(box AP by [^"]*)"', html)
+    assert [label.partition(":")[0] for label in labels] == [
+        "box AP by epoch. epochs",
+        "box AP by iteration. iterations",
+    ]
+    assert "epochs: from" not in labels[1] and "iterations: from" not in labels[0]
+
+
+def test_an_undefined_ap_is_no_figure(make_run):
+    """-1 stands for a validation without objects."""
+    folder = make_run(logs=[[(2, 1, 5.0), (1, -1.0), (4, 2, 4.0), (2, -1.0)]])
+    html = write_report([folder], images=0, evaluated=0).read_text(encoding="utf-8")
+    assert "-1.0" not in html and "−1" not in "".join(charts(html))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (dict(labels=["a"]), "labels: expected 2, one for each folder, got 1"),
+        (dict(checkpoint="last"), "checkpoint: expected a single folder, got 2"),
+    ],
+)
+def test_labels_and_checkpoints_of_several_folders(make_run, arguments, text):
+    folders = [make_run("a"), make_run("b")]
+    with pytest.raises(UserError, match=text):
+        write_report(folders, **arguments)

@@ -236,3 +236,14 @@ def test_pictures_of_a_folder_are_those_of_a_training(tmp_path):
     (tmp_path / "in/below").mkdir()
     (tmp_path / "in/below/up").symlink_to("..")
     assert picture_files(tmp_path / "in") == left, "each once"
+
+
+def test_videos_of_a_folder_are_counted(tmp_path, capfd):
+    """They are detected only if they are named."""
+    for name in ("a.jpg", "b.MP4", "below/c.avi"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert picture_files(tmp_path) == [str(tmp_path / "a.jpg")]
+    assert "left out: 2 videos" in capfd.readouterr().err
+    with pytest.raises(UserError, match=r"found none in .*but 1 video \(.*c\.avi\)"):
+        picture_files(tmp_path / "below")

@@ -2,7 +2,7 @@
 
 import socket
 
-from dcnzoo.utils.network import address_towards, interface_of
+from dcnzoo.openmmlab.runs.network import address_towards, interface_of
 
 
 def test_an_address_towards_another_machine_is_no_loopback():

@@ -1,6 +1,7 @@
 """Runtimes of exported files: each module has ``open_file(path, device, threads, precision)``."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,7 +11,20 @@ BOX_MASKS = "box_masks"  # output of an exported file: masks at the resolution o
 MASK_LOGITS, CLASS_SCORES = "mask_logits", "class_scores"
 
 Shape = tuple[int | None, ...]  # None: any size
-# inputs, names of the outputs, metadata, a function that runs the model, and the device that it uses
-Opened = tuple[
-    dict[str, Shape], list[str], dict[str, str], Callable[[dict[str, np.ndarray]], list[np.ndarray]], str
-]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file that a runtime has opened.
+
+    Attributes:
+        inputs: name → shape.
+        run: computes the outputs, in the order of ``output_names``, from the inputs by name.
+        device: the one that it uses, ``"cpu"`` or ``"cuda:0"``.
+    """
+
+    inputs: dict[str, Shape]
+    output_names: list[str]
+    metadata: dict[str, str]
+    run: Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+    device: str

@@ -53,4 +53,4 @@ def open_file(path: str, device: str, threads: int | None, precision: str) -> Op
     names = [output.name for output in session.get_outputs()]
     metadata = session.get_modelmeta().custom_metadata_map
     run_on = "cpu" if match[1] else f"cuda:{number}"
-    return inputs, names, metadata, lambda feed: session.run(names, feed), run_on
+    return Opened(inputs, names, metadata, lambda feed: session.run(names, feed), run_on)

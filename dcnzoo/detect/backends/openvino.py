@@ -44,7 +44,7 @@ def open_file(path: str, device: str, threads: int | None, precision: str) -> Op
             requests.own = compiled.create_infer_request()
         return [np.array(value) for value in requests.own.infer(feed).values()]
 
-    return inputs, names, metadata, run, "cpu"
+    return Opened(inputs, names, metadata, run, "cpu")
 
 
 def make_core() -> Core:

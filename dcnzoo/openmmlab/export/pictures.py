@@ -14,9 +14,9 @@ from torch import nn
 
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.detect.backends import IMG_SHAPE
-from dcnzoo.detect.exported import stack
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.preprocessing import Preprocessing
+from dcnzoo.detect.session import stack
 from dcnzoo.utils.formats import picture_files
 
 

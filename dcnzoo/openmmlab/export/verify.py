@@ -106,7 +106,7 @@ def predict(
         images = F.pad(images, (0, rest[1], 0, rest[0]), value=part.data_preprocessor.pad_value)
     elif shape[0] is not None:
         inputs, sizes, _ = zip(*map(exported.prepare, pictures), strict=True)
-        images = torch.from_numpy(exported.stack(inputs)).to(images)
+        images = torch.from_numpy(exported.model.stack(inputs)).to(images)
         for sample, size in zip(samples, sizes, strict=True):
             factors = (size[1] / sample.ori_shape[1], size[0] / sample.ori_shape[0])
             sample.set_metainfo(dict(img_shape=exported.border(size), scale_factor=factors))

@@ -28,8 +28,8 @@ from torch import distributed
 from dcnzoo.openmmlab.checkpoints import content_digest
 from dcnzoo.openmmlab.classes import data_sets
 from dcnzoo.openmmlab.config.tree import annotation_file, dicts
+from dcnzoo.openmmlab.runs.network import address_towards, interface_of
 from dcnzoo.utils.errors import JointError, UserError, describe
-from dcnzoo.utils.network import address_towards, interface_of
 from dcnzoo.utils.text import counted
 
 Result = TypeVar("Result")

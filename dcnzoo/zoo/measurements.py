@@ -1,4 +1,4 @@
-"""Result files with one JSON object per line, and the circumstances of a measurement."""
+"""The file of measurements, one JSON object per line, and the circumstances of each."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from dcnzoo.utils.files import write_text
-from dcnzoo.utils.folders import installed
 from dcnzoo.utils.lock import locked
+from dcnzoo.utils.packages import versions
 from dcnzoo.utils.text import counted
 
 
@@ -45,8 +45,3 @@ def machine(device: torch.device) -> str:
     match = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
     name = match[1].strip() if match else platform.processor() or platform.machine()
     return f"{name}, {counted(torch.get_num_threads(), 'threads')}"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that affect results."""
-    return installed("dcnzoo", "torch", "mmengine", "mmcv", "mmcv-lite", "mmdet", "numpy")

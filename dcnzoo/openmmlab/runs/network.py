@@ -1,6 +1,6 @@
 """This machine's address and interface in a network.
 
-``python -m dcnzoo.utils.network ADDRESS`` prints the address with which this machine reaches another one.
+``python -m dcnzoo.openmmlab.runs.network ADDRESS`` prints the address with which it reaches another one.
 
 The address of the host name is usually different: ``/etc/hosts`` of Debian and Ubuntu has 127.0.1.1, and
 other machines may not know the name.
