@@ -67,6 +67,13 @@ class Recall(Score):
         return {"coco/bbox_mAP": 0.5, "coco/AR@100": 0.75, **super().compute_metrics(results)}
 
 
+def test_the_terminal_shows_the_best_epoch_without_a_log_of_metrics(tmp_path, capsys):
+    visualizer = {"type": "Visualizer", "name": str(tmp_path), "vis_backends": None}
+    train(tmp_path, "no backend", best=True, visualizer=visualizer)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert next(line for line in lines if line[:1] == ["best"])[1:4] == ["epoch", "4:", "score"]
+
+
 def test_the_terminal_shows_the_metric_and_the_rate_of_the_training(tmp_path, capsys):
     """The metric is that of save_best; the rate is not that of a part with a multiplier."""
     rates = {

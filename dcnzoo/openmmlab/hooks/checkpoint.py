@@ -1,5 +1,6 @@
 """Checkpoints that survive a killed process: a file is complete or absent, and is verified before loading."""
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from mmengine.runner import Runner
 
 from dcnzoo.detect.metric_names import is_undefined
 from dcnzoo.openmmlab.hooks.resume import ResumeHook
-from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, best_prefix
+from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import remove_abandoned, write_bytes
 from dcnzoo.utils.text import few
@@ -45,8 +46,9 @@ class AtomicCheckpointHook(CheckpointHook):
     checkpoint lists the files that its training has written. When a new file is complete (and
     ``last_checkpoint`` names it), those beyond ``max_keep_ckpts`` are removed, and best checkpoints that are
     not the best any more. A resumed training continues the list, so that files are also removed if the
-    process ended before. A checkpoint is written once, before the validation that follows. Resuming loads
-    the last undamaged checkpoint; see :class:`ResumeHook`.
+    process ended before. Best checkpoints that are later than the one to resume from stay until the training
+    has repeated their validation: until then, they are its best. A checkpoint is written once, before the
+    validation that follows. Resuming loads the last undamaged checkpoint; see :class:`ResumeHook`.
 
     Raises:
         UserError: all checkpoints are damaged.
@@ -66,6 +68,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.out_dir is not None:  # last_checkpoint contains the path and is read from other folders
             self.out_dir = os.path.abspath(self.out_dir)
         self._limit, self.max_keep_ckpts = self.max_keep_ckpts, -1
+        self._validated: float = 0  # the last epoch or iteration that this process has validated
         self._files: list[str] = []  # the names of the training's checkpoints, in the order of their writing
 
     # Resuming
@@ -97,7 +100,7 @@ class AtomicCheckpointHook(CheckpointHook):
         names = [name for name in info.get(_FILES, ()) if self._saved.step(Path(name)) is not None]
         names += [os.path.basename(file) for file in best_files(info)]
         source = Path(str(runner._load_from))
-        if runner._resume and self._saved.has(source):  # a best file with a later number is of another run
+        if runner._resume and self._saved.has(source):  # of the interrupted process, or of other settings
             names += [file.name for file in self._saved.after(source) if file.name.startswith("best_")]
         return [*dict.fromkeys(names)]
 
@@ -112,7 +115,7 @@ class AtomicCheckpointHook(CheckpointHook):
             ending = f"_{metric}" if len(metrics) > 1 else ""  # mmengine's keys of a single metric have none
             file = str(before.get(f"best_ckpt{ending}", ""))
             path = self._saved.folder / os.path.basename(file)
-            if path.name.startswith(best_prefix(metric)) and path.exists():
+            if self._saved.is_best_by(metric, path.name) and path.exists():
                 best[f"best_ckpt{ending}"] = str(path)
                 best[f"best_score{ending}"] = before[f"best_score{ending}"]
         shared = [best]
@@ -139,7 +142,14 @@ class AtomicCheckpointHook(CheckpointHook):
         self.best_ckpt_path_dict = {name: info[key] for name, key in names.items() if key in info}
         for file in best_files(info):
             self._list(runner, os.path.basename(file))
+        self._validated = runner.epoch if self.by_epoch else runner.iter
         self._remove_outdated(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        if best_files(runner.message_hub.runtime_info):  # else, a later one is still the best
+            self._validated = math.inf
+            self._remove_outdated(runner)
+        super().after_train(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         self._list(runner, self.filename_tmpl.format(step))
@@ -155,7 +165,8 @@ class AtomicCheckpointHook(CheckpointHook):
         """Remove the oldest files beyond the limit, and the best files that are not the best any more."""
         best = {*map(os.path.basename, best_files(runner.message_hub.runtime_info))}
         numbered = [name for name in self._files if self._saved.step(Path(name)) is not None]
-        outdated = {*self._files} - {*numbered} - best
+        others = {*self._files} - {*numbered} - best
+        outdated = {name for name in others if (self._saved.number(name) or 0) <= self._validated}
         if self._limit > 0:
             outdated |= {*numbered[: -self._limit]}
         if is_main_process():

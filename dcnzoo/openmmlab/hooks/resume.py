@@ -35,7 +35,8 @@ _STOPPING = "early_stopping"  # key in a checkpoint: monitor → best score, val
 class ResumeHook(Hook):
     """Give a resumed training the state that an uninterrupted training with the same config has.
 
-    The settings of the config count, not those in the checkpoint: the config's schedules are stepped to the
+    The settings of the config count, not those in the checkpoint, except ``randomness.seed``: MMEngine takes
+    the checkpoint's seed, and warns if it is another one. The config's schedules are stepped to the
     checkpoint's position. If one depends on a metric, schedules and optimizer take the checkpoint's state.
 
     A checkpoint is written before the validation that follows. The resumed training repeats this validation,
