@@ -134,4 +134,4 @@ def test_the_runner_has_the_plain_config(config, tmp_path):
     torch.save({"model": runner.cfg.model.to_dict()}, tmp_path / "plain.pth")
     assert torch.load(tmp_path / "plain.pth", weights_only=True)["model"] == run.cfg.model.to_dict()
     paths = pickle.loads(pickle.dumps(with_paths(run.cfg).model.neck["type"]))
-    assert (paths, paths.path) == ("FPN", ".model.neck"), "workers that are spawned get the data set's config"
+    assert (paths, paths.path) == ("FPN", "model.neck"), "workers that are spawned get the data set's config"

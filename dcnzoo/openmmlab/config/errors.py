@@ -95,15 +95,15 @@ def _path_of_innermost(cfg: Config, built: Iterator[Mapping]) -> str:
             continue
         equal = [path for path, node in nodes if _has_values(copied, node)]
         last = [path for path in equal if any(path.startswith(outer) for outer in last)] or last
-    return " or ".join(path.removeprefix(".") for path in last)
+    return " or ".join(last)
 
 
 def _own_path(copied: Mapping) -> str:
     """Return the path that the type of a dictionary has, or of a dictionary inside it; empty without one."""
     for inner, node in dicts(copied):
-        path = getattr(node.get("type"), "path", "")
-        if path and path.endswith(inner):
-            return path.removesuffix(inner)
+        path, below = getattr(node.get("type"), "path", ""), f".{inner}" if inner else ""
+        if path and path.endswith(below):
+            return path.removesuffix(below)
     return ""
 
 

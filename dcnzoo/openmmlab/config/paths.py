@@ -9,7 +9,6 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.files import read_beside
 
 _CONFIG = r"^(_base_ *=|model *= *(dict\(|\{)|with read_base\()"
@@ -69,17 +68,3 @@ def is_config(path: Path) -> bool:
 def without_templates(text: str) -> str:
     """Escape braces in the text of a config so that names of classes and files do not become templates."""
     return text.replace("{{", r"{\x7b")
-
-
-def config_text(changes: Changes) -> None:
-    """Format a config once, not for every checkpoint, and without templates."""
-    original = Config.pretty_text.fget
-    last: dict[str, str] = {}
-
-    def pretty_text(self: Config) -> str:
-        if (content := repr(self._cfg_dict)) not in last:
-            last.clear()
-            last[content] = without_templates(original(self))
-        return last[content]
-
-    changes.set(Config, "pretty_text", property(pretty_text))

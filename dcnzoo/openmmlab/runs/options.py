@@ -7,7 +7,6 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 
-from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.openmmlab.hooks import DEFAULT_HOOKS
 from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
@@ -15,6 +14,7 @@ from dcnzoo.openmmlab.options import LOGGERS, RunOptions, TestOptions, TrainOpti
 from dcnzoo.openmmlab.runs.epochs import set_epochs, set_value
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import expanded
+from dcnzoo.utils.signatures import arguments
 
 
 def write_options(cfg: Config, options: RunOptions, fixed: Collection[str] = ()) -> list[str]:
