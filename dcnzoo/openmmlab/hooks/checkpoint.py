@@ -2,7 +2,8 @@
 
 import math
 import os
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class AtomicCheckpointHook(CheckpointHook):
         UserError: all checkpoints are damaged.
     """
 
+    _saved: SavedCheckpoints  # since before_run, which knows the work directory
     backend_args: dict[str, Any] | None
     last_ckpt: str | None
     max_keep_ckpts: int
@@ -64,9 +66,6 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.file_client_args is not None:  # mmengine would refuse it, but only after an epoch
             raise UserError("default_hooks.checkpoint.file_client_args: expected backend_args in its place")
         self.backend_args = self.backend_args or {"backend": "atomic_local"}
-        self._saved = SavedCheckpoints(Path(), self.filename_tmpl, self.out_dir, self.by_epoch)
-        if self.out_dir is not None:  # last_checkpoint contains the path and is read from other folders
-            self.out_dir = os.path.abspath(self.out_dir)
         self._limit, self.max_keep_ckpts = self.max_keep_ckpts, -1
         self._validated: float = 0  # the last epoch or iteration that this process has validated
         self._files: list[str] = []  # the names of the training's checkpoints, in the order of their writing
@@ -76,7 +75,9 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_run(self, runner: Runner) -> None:
         """Select the work directory's last undamaged checkpoint, unless a file is requested."""
         # before the parent class changes out_dir
-        self._saved = replace(self._saved, work_dir=Path(runner.work_dir), out_dir=self.out_dir)
+        self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir, self.by_epoch)
+        if self.out_dir is not None:  # last_checkpoint contains the path and is read from other folders
+            self.out_dir = os.path.abspath(self.out_dir)
         if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):  # in other tools
             runner.register_hook(ResumeHook())
         if runner._resume and runner._load_from is None and not runner._has_loaded:  # in other tools
@@ -110,9 +111,9 @@ class AtomicCheckpointHook(CheckpointHook):
         The folder may have been renamed, and a later validation may have replaced the file.
         """
         before = {key: info.pop(key) for key in [*info] if key.startswith(("best_ckpt", "best_score"))}
-        best, metrics = {}, self.key_indicators if self.save_best else []
-        for metric in metrics:
-            ending = f"_{metric}" if len(metrics) > 1 else ""  # mmengine's keys of a single metric have none
+        best = {}
+        for metric in self._monitors:
+            ending = f"_{metric}" if len(self._monitors) > 1 else ""  # of mmengine's keys
             file = str(before.get(f"best_ckpt{ending}", ""))
             path = self._saved.folder / os.path.basename(file)
             if self._saved.is_best_by(metric, path.name) and path.exists():
@@ -125,25 +126,45 @@ class AtomicCheckpointHook(CheckpointHook):
     # Saving
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        monitors = self.key_indicators if self.save_best else ()
-        metrics = {key: None if is_undefined(key, value) else value for key, value in metrics.items()}
-        unknown = [name for name in monitors if name not in {"auto", *metrics}]
-        if metrics and unknown:  # mmengine raises KeyError for these, but skips None
-            text = f"expected one of {few([*metrics], 20)}, got {few(unknown)}: it has no best checkpoint"
-            runner.logger.warning(f"default_hooks.checkpoint.save_best: {text}")
-            metrics = {**metrics, **dict.fromkeys(unknown)}
-        last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
-        # else, the parent class removes the previous best files
-        self.best_ckpt_path, self.best_ckpt_path_dict = None, dict.fromkeys(monitors)
-        super().after_val_epoch(runner, metrics)
-        info, self.last_ckpt = runner.message_hub.runtime_info, last
-        self.best_ckpt_path = info.get("best_ckpt")
-        names = {name: f"best_ckpt_{name}" for name in monitors}
-        self.best_ckpt_path_dict = {name: info[key] for name, key in names.items() if key in info}
+        info = runner.message_hub.runtime_info
+        with self._parent_removes_nothing(info):
+            super().after_val_epoch(runner, self._known(runner, metrics))
         for file in best_files(info):
             self._list(runner, os.path.basename(file))
         self._validated = runner.epoch if self.by_epoch else runner.iter
         self._remove_outdated(runner)
+
+    def _known(self, runner: Runner, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Return the metrics with None for those that are undefined, or that ``save_best`` alone names.
+
+        MMEngine skips None, but raises KeyError for a metric that is absent.
+        """
+        metrics = {key: None if is_undefined(key, value) else value for key, value in metrics.items()}
+        absent = [name for name in self._monitors if name not in {"auto", *metrics}]
+        if not (metrics and absent):
+            return metrics
+        text = f"expected one of {few([*metrics], 20)}, got {few(absent)}: it has no best checkpoint"
+        runner.logger.warning(f"default_hooks.checkpoint.save_best: {text}")
+        return {**metrics, **dict.fromkeys(absent)}
+
+    @contextmanager
+    def _parent_removes_nothing(self, info: dict[str, Any]) -> Iterator[None]:
+        """Context of the parent's ``after_val_epoch``, in which it does not take two of its actions.
+
+        It removes the previous best files before it writes the new ones: it is told of none. After a new best
+        file, it writes the last checkpoint again: it is told of none. At the end, it knows both again.
+        """
+        last, self.last_ckpt = self.last_ckpt, None
+        self.best_ckpt_path, self.best_ckpt_path_dict = None, dict.fromkeys(self._monitors)
+        yield
+        self.last_ckpt, self.best_ckpt_path = last, info.get("best_ckpt")
+        names = {name: f"best_ckpt_{name}" for name in self._monitors}
+        self.best_ckpt_path_dict = {name: info[key] for name, key in names.items() if key in info}
+
+    @property
+    def _monitors(self) -> Sequence[str]:
+        """The metrics of ``save_best``; ``auto`` stands for the first metric until a validation has run."""
+        return self.key_indicators if self.save_best else ()
 
     def after_train(self, runner: Runner) -> None:
         if best_files(runner.message_hub.runtime_info):  # else, a later one is still the best

@@ -16,7 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dcnzoo.detect.metric_names import metric_names
 from dcnzoo.openmmlab.history import History, loss_parts
-from dcnzoo.openmmlab.hooks.summary_head import head_of
+from dcnzoo.openmmlab.hooks.summary_head import count_machines, head_of
 from dcnzoo.openmmlab.hooks.summary_metrics import classes_of, figures, labels, without_end
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, last_checkpoint
 from dcnzoo.utils.errors import show
@@ -51,11 +51,13 @@ class SummaryHook(Hook):
     # Training
 
     def before_train(self, runner: Runner) -> None:
-        data = {"train": runner.train_dataloader}
-        if runner.val_loop:
+        machines, data = count_machines(), {"train": runner.train_dataloader}
+        if runner.val_loop:  # all processes build it
             data["validate"] = runner.val_dataloader
-        folder = f"{shown_path(runner.work_dir)} (log: {runner.timestamp}/{runner.timestamp}.log)"
-        print_pairs([*head_of(runner, data), ("changed", self._changes), ("work dir", folder)])
+        if is_main_process():
+            folder = f"{shown_path(runner.work_dir)} (log: {runner.timestamp}/{runner.timestamp}.log)"
+            head = head_of(runner, data, machines)
+            print_pairs([*head, ("changed", self._changes), ("work dir", folder)])
         self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._unit = "epoch" if self._by_epoch else "iteration"
         self._began = self._started = time.monotonic()
@@ -150,7 +152,9 @@ class SummaryHook(Hook):
     # Test
 
     def before_test(self, runner: Runner) -> None:
-        print_pairs(head_of(runner, {"test": runner.test_dataloader}))
+        machines, data = count_machines(), {"test": runner.test_dataloader}
+        if is_main_process():
+            print_pairs(head_of(runner, data, machines))
 
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         classes, pairs = classes_of(runner.test_evaluator, metrics), list[tuple[str, str]]()
