@@ -663,7 +663,7 @@ def test_resuming_from_weights_alone(tmp_path):
     for name in ("published.pth", "first/best_score_epoch_2.pth"):
         file = str(tmp_path / name)
         runner = make_runner(tmp_path / "second", f"second {name}", load_from=file, resume=True)
-        for hook in (LoadCheckpointHook(fine_tune=True), ResumeHook()):
+        for hook in (LoadCheckpointHook(is_training=True), ResumeHook()):
             runner.register_hook(hook)
         with pytest.raises(UserError, match=rf"^resume: expected .*{file} without .*optimizer: .*load_from"):
             runner.train()

@@ -5,12 +5,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.device import get_device
 
 from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.openmmlab.hooks import DEFAULT_HOOKS
 from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
 from dcnzoo.openmmlab.options import LOGGERS, RunOptions, TestOptions, TrainOptions
+from dcnzoo.openmmlab.runs.device import require_device
 from dcnzoo.openmmlab.runs.epochs import set_epochs, set_value
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import expanded
@@ -55,7 +55,8 @@ def _write_run(cfg: Config, options: RunOptions, fixed: Collection[str]) -> list
         changes += _save_by_iterations(hooks.checkpoint, loop, fixed)
     hooks.pop("channels_last", None)  # an earlier training may have written it into its config
     detector = cfg.get("default_scope", "mmdet") == "mmdet"  # other packages' layers may call x.view
-    if options.channels_last and detector and options.launcher == "none" and get_device() == "cpu":
+    is_suited = options.channels_last and detector and options.launcher == "none"
+    if is_suited and require_device(options.torch_device).type == "cpu":
         hooks.channels_last = {"type": "ChannelsLastHook"}
     return changes
 
