@@ -10,9 +10,9 @@ from mmengine.config import Config
 from torch import Size
 
 from dcnzoo.openmmlab.checkpoints import class_names
-from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.tree import LOADERS, class_of, dicts, inner_data_sets
 from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.signatures import arguments
 from dcnzoo.utils.text import counted
 
 # settings that hold a number of classes: all objects; panoptic "things"; panoptic "stuff", such as sky

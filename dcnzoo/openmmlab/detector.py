@@ -27,7 +27,7 @@ from dcnzoo.detect.sources import ModelError
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.export.result import ExportResult
 from dcnzoo.openmmlab.calls import call_settings
-from dcnzoo.openmmlab.config.check import require_colour
+from dcnzoo.openmmlab.export.preprocessing import require_colour
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import instances_of, require_masks_of_image_size, to_detections
 from dcnzoo.utils.errors import UserError, one_line

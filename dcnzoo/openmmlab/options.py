@@ -34,6 +34,11 @@ class RunOptions:
     verbose: bool = False
     launcher: str = "none"
 
+    @property
+    def torch_device(self) -> str | torch.device:
+        """The device of torch's models; see :func:`dcnzoo.openmmlab.runs.device.require_device`."""
+        return self.device
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(RunOptions):
@@ -116,6 +121,10 @@ class TestOptions(RunOptions):
         if self.exported is not None and (refused := [name for name in of_weights if of_weights[name]]):
             text = f"expected the default with {self.exported}, got {getattr(self, refused[0])}"
             raise UserError(f"{refused[0]}: {text}")
+
+    @property
+    def torch_device(self) -> str | torch.device:
+        return "auto" if self.exported else self.device  # the runtime of an exported file has one of its own
 
     @property
     def as_json(self) -> bool:

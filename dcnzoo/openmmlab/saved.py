@@ -29,11 +29,6 @@ def best_files(info: Mapping[str, object]) -> list[str]:
     return [str(path) for key, path in info.items() if key.startswith("best_ckpt")]
 
 
-def best_prefix(metric: str) -> str:
-    """Return the beginning of the names of the best checkpoints by a metric of ``save_best``."""
-    return "best_" if metric == "auto" else f"best_{metric}_".replace("/", "_")
-
-
 def _named_in(folder: Path, text: str) -> Path:
     path = Path(text.strip())
     if not path.name or not path.name.isprintable():
@@ -108,6 +103,13 @@ class SavedCheckpoints:
             if re.fullmatch(rf"(best_(.*_)?)?{stem}(-[0-9a-f]{{8}})?{ending}", name):
                 return int(digits)
         return None
+
+    def is_best_by(self, metric: str, name: str) -> bool:
+        """Return whether a name is that of a best checkpoint by a metric of ``save_best``; auto: by any."""
+        number = self.number(name)
+        if number is None or metric == "auto":
+            return number is not None and name.startswith("best_")
+        return name == f"best_{metric}_{self.template.format(number)}".replace("/", "_")
 
     def step(self, path: Path) -> int | None:
         """Return the epoch or iteration of a checkpoint; None if its name is not one to resume from."""

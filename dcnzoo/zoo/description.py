@@ -10,7 +10,8 @@ from mmengine.config import Config
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config import deformable
-from dcnzoo.openmmlab.config.packages import base_path, inherit_from_packages
+from dcnzoo.openmmlab.config.packages import base_path
+from dcnzoo.openmmlab.patches.configs import inherit_from_packages
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.index import Model
 

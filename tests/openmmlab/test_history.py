@@ -8,7 +8,7 @@ from mmengine.evaluator import Evaluator
 from torch import nn
 
 from dcnzoo.openmmlab.history import History, loss_parts
-from dcnzoo.openmmlab.hooks import SummaryHook
+from dcnzoo.openmmlab.hooks import SummaryHook, summary_head
 from dcnzoo.openmmlab.hooks.summary_metrics import labels
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 from tests.helpers.training import Model, Score, make_runner, train
@@ -65,6 +65,28 @@ class Recall(Score):
 
     def compute_metrics(self, results):
         return {"coco/bbox_mAP": 0.5, "coco/AR@100": 0.75, **super().compute_metrics(results)}
+
+
+def test_the_head_of_a_distributed_training(tmp_path, monkeypatch):
+    """Two machines with four processes; a step has two iterations of one picture."""
+    monkeypatch.setattr(summary_head, "is_distributed", lambda: True)
+    monkeypatch.setattr(summary_head, "get_world_size", lambda: 4)
+    runner = make_runner(tmp_path, "head")
+    rates = {"optimizer": {"type": "SGD", "lr": 0.1}, "accumulative_counts": 2}
+    runner.optim_wrapper = runner.build_optim_wrapper(rates)
+    runner._load_from = "https://host/weights.pth"
+    rows = dict(summary_head.head_of(runner, {"train": runner.train_dataloader}, machines=2))
+    assert rows["model"] == "Model, 0.0 million parameters" and rows["train"] == "3 images"
+    assert rows["processes"] == "4 on 2 machines, 8 images per step"
+    assert rows["weights"] == "https://host/weights.pth" and rows["layers"] == ""
+    assert rows["device"].endswith("float32")
+
+
+def test_the_terminal_shows_the_best_epoch_without_a_log_of_metrics(tmp_path, capsys):
+    visualizer = {"type": "Visualizer", "name": str(tmp_path), "vis_backends": None}
+    train(tmp_path, "no backend", best=True, visualizer=visualizer)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert next(line for line in lines if line[:1] == ["best"])[1:4] == ["epoch", "4:", "score"]
 
 
 def test_the_terminal_shows_the_metric_and_the_rate_of_the_training(tmp_path, capsys):

@@ -30,7 +30,6 @@ NAMES = {
     "mmengine.config.Config": {
         "_cfg_dict": "its dictionary",
         "_to_lazy_dict": "its dictionary with the objects that it imports",
-        "_get_cfg_path": "replaced: configs of packages",
     },
     "mmengine.utils.ManagerMixin": {"_instance_dict": "loggers and visualizers by name"},
     "mmengine.dataset.BaseDataset": {"_load_metainfo": "the classes without building the data set"},

@@ -27,9 +27,13 @@ def test_paths_in_the_work_directory_move_with_it(tmp_path, monkeypatch, work_di
     (root / "runs/one").mkdir(parents=True)
     monkeypatch.chdir(root)
     folder = Path(work_dir.format(root=root))
+    (root / "runs/one/data").mkdir()
+    for name in ("first.pth", "data/train.json"):
+        (root / "runs/one" / name).touch()
     inside, outside = str(folder / "data/train.json"), str(root.parent / "data/val.json")
     options = {"load_from": f"{folder}/first.pth", "train_dataloader.dataset.ann_file": inside}
-    options |= {"val_evaluator.ann_file": outside, "test_evaluator.ann_file": "data/val.json"}
+    options |= {"train_dataloader.dataset.data_root": "", "val_evaluator.ann_file": outside}
+    options |= {"test_evaluator.ann_file": "data/val.json"}
     run = Recipe.read(PLAIN, options, TRAINING).with_options(RunOptions(work_dir=folder))
     (folder / "written.py").write_text(run.text())
     root.rename(tmp_path / "there")
@@ -44,6 +48,64 @@ def test_paths_in_the_work_directory_move_with_it(tmp_path, monkeypatch, work_di
         run = Recipe(cfg).with_options(RunOptions(work_dir=moved))
         (moved / "written.py").write_text(run.text())
         assert run.text().count("fileDirname") == 2
+
+
+def test_names_that_begin_as_the_work_directory_are_no_paths(tmp_path, monkeypatch):
+    """A metric, and the annotations below a data_root, also if there is such a file below the working one."""
+    monkeypatch.chdir(tmp_path)
+    Path("coco/train").mkdir(parents=True)
+    Path("coco/train.json").touch()
+    dataset = {"data_root": "/data/", "ann_file": "coco/train.json", "data_prefix": {"img": "coco/train/"}}
+    metric, hook = "coco/segm_mAP", "default_hooks.checkpoint"
+    options = {f"train_dataloader.dataset.{key}": value for key, value in dataset.items()}
+    options |= {f"{hook}.save_best": metric, "custom_hooks": [{"type": "Own", "monitor": metric}]}
+    run = Recipe.read(PLAIN, options).with_options(RunOptions(work_dir="coco"))
+    Path("coco/written.py").write_text(run.text())
+    cfg = read_config_file("coco/written.py")
+    assert (cfg.default_hooks.checkpoint.save_best, cfg.custom_hooks[0].monitor) == (metric, metric)
+    assert {key: cfg.train_dataloader.dataset[key] for key in dataset} == dataset
+
+
+BY_ITERATIONS = {"_delete_": True, "type": "IterBasedTrainLoop", "max_iters": 90, "val_interval": 30}
+CHANGES = ("CheckpointHook.by_epoch True → False", "CheckpointHook.interval 1 → 30")
+
+
+@pytest.mark.parametrize(
+    ("hook", "interval", "by_epoch", "changes"),
+    [
+        (None, 30, False, CHANGES),
+        ({"type": "CheckpointHook", "interval": 1}, 30, False, CHANGES),
+        ({"type": "CheckpointHook", "interval": 7}, 7, False, CHANGES[:1]),
+        ({"type": "CheckpointHook", "interval": 1, "by_epoch": True}, 1, True, ()),
+    ],
+)
+def test_a_loop_of_iterations_saves_by_iterations(tmp_path, hook, interval, by_epoch, changes):
+    hooks = {"_delete_": True} if hook is None else {"_delete_": True, "checkpoint": hook}
+    file = tmp_path / "own.py"
+    file.write_text(f"_base_ = {PLAIN!r}\ntrain_cfg = {BY_ITERATIONS}\ndefault_hooks = {hooks}\n")
+    run = Recipe.read(file, {}, TRAINING).with_options(TrainOptions(work_dir=tmp_path))
+    written = run.cfg.default_hooks.checkpoint
+    assert (written.interval, written.by_epoch, run.changes) == (interval, by_epoch, changes)
+    assert "max_keep_ckpts" not in written, "as in a training by epochs, all are kept"
+    assert run.saved.template == ("epoch_{}.pth" if by_epoch else "iter_{}.pth")
+
+
+def test_the_rate_of_the_base_settings_is_scaled_with_the_groups(tmp_path):
+    """It is the one in the terminal; mmengine scales only the groups."""
+    options = {
+        "train_dataloader.batch_size": 2,
+        "optim_wrapper.optimizer.lr": 0.02,
+        "optim_wrapper.paramwise_cfg": {"custom_keys": {"backbone": {"lr_mult": 0}}},
+        "auto_scale_lr": {"enable": True, "base_batch_size": 16},
+    }
+    recipe = Recipe.read(PLAIN, options, TRAINING)
+    with use_device("cpu"):
+        run = recipe.with_options(TrainOptions(work_dir=tmp_path, device="cpu"))
+        runner = build_runner(run.cfg, Start(), training=run)
+        wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        runner.scale_lr(wrapper, runner.auto_scale_lr)
+    assert wrapper.get_lr()["base_lr"] == [pytest.approx(0.0025)]
+    assert {*wrapper.get_lr()["lr"]} == {0, 0.0025}
 
 
 def test_an_option_leaves_a_given_schedule(tmp_path):

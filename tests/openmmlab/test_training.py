@@ -590,6 +590,62 @@ def test_patience_counts_the_validations_before_a_resume(tmp_path, kind):
     assert runner.epoch == 4 and checkpoints(tmp_path / "b")[-1] == "epoch_4.pth"
 
 
+@pytest.mark.parametrize("dies_again_in", [8, None])
+def test_the_best_checkpoint_after_the_last_one_stays_until_its_validation_is_repeated(
+    tmp_path, dies_again_in
+):
+    """The process dies in epoch 9; checkpoints are written after each fifth epoch, best ones after any."""
+    values = [0.1, 0.2, 0.3, 0.4, 0.2, 0.3, 0.9, 0.5, 0.6, 0.7]
+    loop = {"by_epoch": True, "max_epochs": 10, "val_interval": 1}
+    hook = {**SAVING["checkpoint"], "interval": 5, "save_best": KEY}
+    best = "best_coco_bbox_mAP_epoch_{}.pth".format
+    seen = []
+
+    class Sees(Hook):
+        priority = "LOWEST"
+
+        def after_val_epoch(self, runner, metrics=None):
+            seen.append((runner.epoch, best(7) in checkpoints(tmp_path)))
+
+    for begin, end in ((0, 9), (4, dies_again_in)):
+        runner = make_runner(
+            tmp_path, f"from {begin}", train_cfg=loop, val_evaluator=Evaluator([Given(values[begin:])]),
+            default_hooks={"checkpoint": hook}, custom_hooks=[Sees(), Dies(end)], resume=begin > 0,
+        )  # fmt: skip
+        with contextlib.suppress(Death):
+            runner.train()
+        assert best(7) in checkpoints(tmp_path)
+        seen, before = [], seen
+    assert [epoch for epoch, _ in before] == [*range(5, 1 + (dies_again_in or 10))]
+    assert all(is_there for _, is_there in before)
+    assert checkpoints(tmp_path)[:2] == [best(7), "epoch_10.pth" if dies_again_in is None else "epoch_5.pth"]
+    assert runner.message_hub.get_info("best_ckpt") == str(tmp_path / best(7))
+
+
+def test_a_best_checkpoint_by_another_metric_of_the_same_beginning_is_not_taken(tmp_path):
+    """Its score is that of AP50."""
+    values, longer = (0.1, 0.2, 0.3, 0.4), "coco/bbox_mAP_50"
+
+    class Both(Given):
+        def compute_metrics(self, results):
+            return {"bbox_mAP": next(self.values), "bbox_mAP_50": 0.9}
+
+    for metric, epochs in ((longer, 1), (KEY, 2)):
+        loop = {"by_epoch": True, "max_epochs": epochs, "val_interval": 1}
+        hook = {**SAVING["checkpoint"], "save_best": metric}
+        runner = make_runner(
+            tmp_path, metric, train_cfg=loop, val_evaluator=Evaluator([Both(values)]),
+            default_hooks={"checkpoint": hook}, resume=epochs > 1,
+        )  # fmt: skip
+        runner.train()
+        if epochs == 1:  # as if the checkpoint were one that follows the validation
+            file = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
+            info = {"best_ckpt": str(tmp_path / "best_coco_bbox_mAP_50_epoch_1.pth"), "best_score": 0.9}
+            file["message_hub"]["runtime_info"].update(info)
+            torch.save(file, tmp_path / "epoch_1.pth")
+    assert runner.message_hub.get_info("best_score") == 0.2
+
+
 def test_a_later_best_checkpoint_of_another_training_goes(tmp_path):
     """The last checkpoint is damaged, and with the new settings its epoch is not validated."""
     train(tmp_path, "first", best=True)
@@ -607,7 +663,7 @@ def test_resuming_from_weights_alone(tmp_path):
     for name in ("published.pth", "first/best_score_epoch_2.pth"):
         file = str(tmp_path / name)
         runner = make_runner(tmp_path / "second", f"second {name}", load_from=file, resume=True)
-        for hook in (LoadCheckpointHook(fine_tune=True), ResumeHook()):
+        for hook in (LoadCheckpointHook(is_training=True), ResumeHook()):
             runner.register_hook(hook)
         with pytest.raises(UserError, match=rf"^resume: expected .*{file} without .*optimizer: .*load_from"):
             runner.train()

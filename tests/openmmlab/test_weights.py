@@ -214,7 +214,7 @@ def test_moving_averages_start_from_the_loaded_weights(tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS.module_dict, "TwoLayers", TwoLayers)
     source, target = TwoLayers(5), TwoLayers(2)
     torch.save({"state_dict": source.state_dict(), "meta": {}}, tmp_path / "x.pth")
-    average, load = EMAHook(), LoadCheckpointHook(fine_tune=True)
+    average, load = EMAHook(), LoadCheckpointHook(is_training=True)
     options = dict(load_from=str(tmp_path / "x.pth"), custom_hooks=[average, load])
     runner = make_runner(tmp_path, "ema", target, **options)
     runner.cfg.model = {"type": "TwoLayers", "num_classes": 2}

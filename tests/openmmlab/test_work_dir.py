@@ -98,6 +98,14 @@ def test_how_a_training_starts(tmp_path, monkeypatch, capsys, folder, resume, fo
             choose_start(run, resume, force)
 
 
+def test_the_last_of_several_later_checkpoints_is_named(tmp_path):
+    for number in (8, 9, 10, 12):
+        torch.save({"state_dict": {}}, tmp_path / f"epoch_{number}.pth")
+    run = RunConfig(Config({"work_dir": str(tmp_path), "launcher": "none", "train_cfg": {}}))
+    with pytest.raises(UserError, match=r"got .*epoch_8.pth before epoch_12.pth;"):
+        choose_start(run, tmp_path / "epoch_8.pth")
+
+
 def run_in(folder, name="own.py", **changes):
     """The config of a training in a folder, from a config of this name."""
     cfg = Config({"work_dir": str(folder), "launcher": "none", "train_cfg": {}, **changes})

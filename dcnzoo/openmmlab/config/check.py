@@ -4,46 +4,42 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.files import InvalidAnnotation, read_json
-from dcnzoo.detect.sources import ModelError
 from dcnzoo.openmmlab.classes import ALL, STUFF, THINGS, data_sets, numbers
 from dcnzoo.openmmlab.config.tree import annotation_file, class_of, dicts
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
 
-PARTS = ("train", "val", "test")
+
+class Use(NamedTuple):
+    """What a command uses of a config.
+
+    Attributes:
+        keys: top-level keys that it needs.
+        parts: those of train, val and test that it runs; their data must fit the model.
+    """
+
+    keys: tuple[str, ...]
+    parts: tuple[str, ...]
 
 
-# arguments of LoadImageFromFile, and their values with which it returns the pixels of detect.pictures.read
-# (Pillow's are others for 16 bits, and for grey with transparency)
-READ = {"color_type": ("color",), "imdecode_backend": ("cv2", "pillow", "turbojpeg", None)}
+MODEL = Use(("model",), ())
+TRAINING = Use(("model", "train_dataloader", "train_cfg", "optim_wrapper"), ("train", "val"))
+TEST = Use(("model", "test_dataloader", "test_cfg", "test_evaluator"), ("test",))
+ALL_DATA = Use((), ("train", "val", "test"))
 
 
-def require_colour(step: Mapping) -> None:
-    """Raise ModelError if a config's ``LoadImageFromFile`` reads other channels or values or ignores EXIF."""
-    for name, values in READ.items():
-        if (value := step.get(name, values[0])) not in values:
-            expected = ", ".join(map(repr, values))
-            raise ModelError(
-                f"test_pipeline: LoadImageFromFile: {name}: expected {expected}, got {value!r}, with which "
-                "only dcnzoo train and dcnzoo test read pictures"
-            )
-
-
-def check_config(
-    cfg: Config, name: str | os.PathLike, required: Sequence[str] = (), parts: Sequence[str] = PARTS
-) -> None:
-    """Check a config without building it.
+def check_config(cfg: Config, name: str | os.PathLike, use: Use = ALL_DATA) -> None:
+    """Check the parts of a config that a command uses, without building them.
 
     Args:
         name: the config's file, for the messages.
-        required: top-level keys that the command uses.
-        parts: those of :data:`PARTS` that the command runs; their data must fit the model.
 
     Raises:
         UserError: the config has problems, one line for each.
@@ -51,7 +47,7 @@ def check_config(
     if not cfg:
         raise UserError(f"{name}: expected a config, got an empty file")
     lines = []
-    for problem in find_problems(cfg, required, parts):
+    for problem in find_problems(cfg, use):
         line = printable(f"{name}: {problem}")
         if problem.stops:
             lines.append(line)
@@ -61,9 +57,10 @@ def check_config(
         raise UserError(*lines)
 
 
-def find_problems(cfg: Config, required: Sequence[str] = (), parts: Sequence[str] = PARTS) -> list[Finding]:
-    """List the problems of the parts that a command uses; see :func:`check_config`."""
-    if lacking := [key for key in required if not cfg.get(key)]:
+def find_problems(cfg: Config, use: Use = ALL_DATA) -> list[Finding]:
+    """List the problems of the parts that a command uses."""
+    keys, parts = use
+    if lacking := [key for key in keys if not cfg.get(key)]:
         return [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in lacking]
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         return [*wrong_classes(cfg, parts), *wrong_evaluator_files(cfg, parts)] if parts else []

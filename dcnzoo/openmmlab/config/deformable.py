@@ -5,10 +5,10 @@
 of models use this module, which imports neither torch nor OpenMMLab.
 """
 
-import functools
 import inspect
-from collections.abc import Mapping
 from typing import Any
+
+from dcnzoo.utils.signatures import arguments, takes_any
 
 SETTINGS = {"dcn", "stage_with_dcn", "to_deformable"}
 
@@ -56,7 +56,7 @@ def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
         return plain, settings
     for key in [key for key in ("dcn", "stage_with_dcn") if key in settings]:
         # a class with **kwargs may use the setting, or refuses it itself
-        is_open = not inspect.isclass(kind) or _takes_any(inspect.signature(kind).parameters)
+        is_open = not inspect.isclass(kind) or takes_any(inspect.signature(kind).parameters)
         if not is_open and key not in arguments(kind):
             raise ValueError(
                 f"{kind.__name__}: {key}: expected a class with this argument, such as "
@@ -65,24 +65,3 @@ def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
             )
         plain[key] = settings.pop(key)
     return plain, settings
-
-
-@functools.cache
-def arguments(kind: Any) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a class or function, or none for None.
-
-    A class with ``**kwargs`` has those of its base, too.
-    """
-    named: dict[str, inspect.Parameter] = {}
-    for base in getattr(kind, "__mro__", [kind] if kind else []):
-        function = getattr(base, "__init__", base) if inspect.isclass(base) else base
-        own = inspect.signature(function).parameters
-        named = {**own, **named}
-        if not _takes_any(own):
-            break
-    several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {name: each for name, each in named.items() if each.kind not in several and name != "self"}
-
-
-def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    return any(each.kind is each.VAR_KEYWORD for each in parameters.values())

@@ -17,7 +17,7 @@ from torch import nn
 from dcnzoo.openmmlab.config.deformable import SETTINGS
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.weights import without_wrapper
-from dcnzoo.utils.errors import UserError, describe, disk_is_full, message, one_line, printable
+from dcnzoo.utils.errors import HINT, UserError, describe, disk_is_full, message, one_line, printable
 from dcnzoo.utils.text import cut
 
 _TAKEN_OUT = {"priority", *SETTINGS}  # keys that MMEngine (for hooks) or dcnzoo removes before building
@@ -60,10 +60,14 @@ def config_errors(cfg: Config, part: str = "") -> Iterator[None]:
             text = f"work_dir: {cfg.get('work_dir')} cannot be written: {one_line(error)}"
             raise UserError(text) from error
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        key = _path_of_innermost(cfg, _dicts_being_built(frames))
-        text = message(error) if key else describe(error)
-        key = key or _running(frames) or part
-        parts = [cfg.filename, key, cut(text, 1000)]  # some messages contain a whole config
+        text = cut(message(error), 1000)  # some messages contain a whole config
+        if key := _path_of_innermost(cfg, _dicts_being_built(frames)):
+            pass
+        elif key := _running(frames):
+            text += HINT  # the mistake may be in a layer of the user
+        else:
+            key, text = part, cut(describe(error), 1000)
+        parts = [cfg.filename, key, text]
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
 
 
@@ -91,15 +95,15 @@ def _path_of_innermost(cfg: Config, built: Iterator[Mapping]) -> str:
             continue
         equal = [path for path, node in nodes if _has_values(copied, node)]
         last = [path for path in equal if any(path.startswith(outer) for outer in last)] or last
-    return " or ".join(path.removeprefix(".") for path in last)
+    return " or ".join(last)
 
 
 def _own_path(copied: Mapping) -> str:
     """Return the path that the type of a dictionary has, or of a dictionary inside it; empty without one."""
     for inner, node in dicts(copied):
-        path = getattr(node.get("type"), "path", "")
-        if path and path.endswith(inner):
-            return path.removesuffix(inner)
+        path, below = getattr(node.get("type"), "path", ""), f".{inner}" if inner else ""
+        if path and path.endswith(below):
+            return path.removesuffix(below)
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Find base configs in packages (``_base_ = 'mmdet::…'``) without ``pkg_resources``, and registered types.
+"""Find base configs in packages (``_base_ = 'mmdet::…'``) without ``pkg_resources``.
 
 mmengine has a fixed list of packages with configs and locates them by ``pkg_resources``, which setuptools
 81 removed and which gives a wrong path after ``pip install -e``. It also reads all metafiles of the package
@@ -7,11 +7,6 @@ for every base config, which takes longer than reading the config.
 
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import registry
-
-from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
 
@@ -32,14 +27,3 @@ def base_path(path: str, filename: str) -> tuple[str, str | None]:
         raise UserError(f"config: expected a config of an installed package, got {path}: {reason}")
     # dcnzoo registers its classes in MMDetection's registries
     return str(file), "mmdet" if package == "dcnzoo" else package
-
-
-def inherit_from_packages(changes: Changes) -> None:
-    """Let ``mmengine.config`` find dcnzoo's configs, and MMDetection's without reading metafiles."""
-    changes.set_item(MODULE2PACKAGE, "dcnzoo", "dcnzoo")
-    changes.set(Config, "_get_cfg_path", staticmethod(base_path))
-
-
-def types_import_no_modules(changes: Changes) -> None:
-    """Look up a type only in the registries, unless it has a dot: ``torch.nn.ReLU`` is still imported."""
-    changes.wrap(registry, "get_object_from_string", lambda get, name: get(name) if "." in name else None)

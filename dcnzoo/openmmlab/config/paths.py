@@ -9,7 +9,6 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.files import read_beside
 
 _CONFIG = r"^(_base_ *=|model *= *(dict\(|\{)|with read_base\()"
@@ -17,6 +16,7 @@ DIRECTORY = "{{ fileDirname }}"  # MMEngine replaces it in the text of a config 
 # Placeholder for the config's folder in values. It is random: otherwise, a class name from a file could have
 # the placeholder in it, and the folder's name, perhaps code, would be put into the text of the config.
 _MARK = secrets.token_hex(8)
+_JOINED = ("ann_file", "data_prefix", "proposal_file")  # MMDetection's data sets join them with data_root
 
 
 def portable(path: str, folder: str | os.PathLike, roots: Iterable[str]) -> str:
@@ -33,14 +33,25 @@ def portable(path: str, folder: str | os.PathLike, roots: Iterable[str]) -> str:
     return path
 
 
-def below(value: Any, folder: Path, roots: Iterable[str]) -> Any:
-    """Return a setting with :func:`portable` paths, also inside dictionaries and lists."""
+def is_path(text: str) -> bool:
+    """Return whether a setting is a path. A relative one must exist: ``coco/bbox_mAP`` may be a metric."""
+    return os.path.isabs(text) or os.path.exists(text)
+
+
+def below(value: Any, folder: Path, roots: Iterable[str], is_joined: bool = False) -> Any:
+    """Return a setting with :func:`portable` paths, also inside dictionaries and lists.
+
+    Args:
+        is_joined: whether a relative path in it is below a ``data_root``; it then stays as it is.
+    """
     if isinstance(value, str):
-        return portable(value, folder, roots)
+        own = os.path.isabs(value) if is_joined else is_path(value)
+        return portable(value, folder, roots) if own else value
     if isinstance(value, dict):
-        return {key: below(item, folder, roots) for key, item in value.items()}
+        joined = _JOINED if value.get("data_root") else ()
+        return {key: below(item, folder, roots, is_joined or key in joined) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(below(item, folder, roots) for item in value)
+        return type(value)(below(item, folder, roots, is_joined) for item in value)
     return value
 
 
@@ -57,17 +68,3 @@ def is_config(path: Path) -> bool:
 def without_templates(text: str) -> str:
     """Escape braces in the text of a config so that names of classes and files do not become templates."""
     return text.replace("{{", r"{\x7b")
-
-
-def config_text(changes: Changes) -> None:
-    """Format a config once, not for every checkpoint, and without templates."""
-    original = Config.pretty_text.fget
-    last: dict[str, str] = {}
-
-    def pretty_text(self: Config) -> str:
-        if (content := repr(self._cfg_dict)) not in last:
-            last.clear()
-            last[content] = without_templates(original(self))
-        return last[content]
-
-    changes.set(Config, "pretty_text", property(pretty_text))

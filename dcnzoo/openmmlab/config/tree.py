@@ -30,14 +30,23 @@ _REGISTRIES = [
 
 
 def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
-    """Yield every dict in a part of a config, with its path."""
+    """Yield every dict in a part of a config, with its path, such as ``model.roi_head.bbox_head.0``.
+
+    Args:
+        path: that of the part; of a whole config, it is empty.
+    """
     if isinstance(node, dict):
         yield path, node
         for key, value in node.items():
-            yield from dicts(value, f"{path}.{key}")
+            yield from dicts(value, child(path, key))
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
-            yield from dicts(value, f"{path}.{index}")
+            yield from dicts(value, child(path, index))
+
+
+def child(path: str, key: str | int) -> str:
+    """Return the path of a setting in the dictionary or list with this path."""
+    return f"{path}.{key}" if path else str(key)
 
 
 def class_of(node: Mapping) -> type | None:

@@ -14,7 +14,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.registry import DefaultScope
 
 from dcnzoo.detect.preprocessing import Preprocessing
-from dcnzoo.openmmlab.config.check import require_colour
+from dcnzoo.detect.sources import ModelError
 
 # arguments that are described, or change nothing here
 FILES = {"type", "backend_args", "file_client_args"}
@@ -27,6 +27,22 @@ STORED = {
     transforms.Normalize: {"type", "mean", "std", "to_rgb"},
 }
 SKIPPED = (mmdet_transforms.LoadAnnotations, mmdet_transforms.PackDetInputs)
+
+
+# arguments of LoadImageFromFile, and their values with which it returns the pixels of detect.pictures.read
+# (Pillow's are others for 16 bits, and for grey with transparency)
+READ = {"color_type": ("color",), "imdecode_backend": ("cv2", "pillow", "turbojpeg", None)}
+
+
+def require_colour(step: Mapping) -> None:
+    """Raise ModelError if a config's ``LoadImageFromFile`` reads other channels or values or ignores EXIF."""
+    for name, values in READ.items():
+        if (value := step.get(name, values[0])) not in values:
+            expected = ", ".join(map(repr, values))
+            raise ModelError(
+                f"test_pipeline: LoadImageFromFile: {name}: expected {expected}, got {value!r}, with which "
+                "only dcnzoo train and dcnzoo test read pictures"
+            )
 
 
 def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Sequence[str]) -> Preprocessing:

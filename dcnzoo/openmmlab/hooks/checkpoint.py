@@ -1,7 +1,9 @@
 """Checkpoints that survive a killed process: a file is complete or absent, and is verified before loading."""
 
+import math
 import os
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from mmengine.runner import Runner
 
 from dcnzoo.detect.metric_names import is_undefined
 from dcnzoo.openmmlab.hooks.resume import ResumeHook
-from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, best_prefix
+from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import remove_abandoned, write_bytes
 from dcnzoo.utils.text import few
@@ -45,13 +47,15 @@ class AtomicCheckpointHook(CheckpointHook):
     checkpoint lists the files that its training has written. When a new file is complete (and
     ``last_checkpoint`` names it), those beyond ``max_keep_ckpts`` are removed, and best checkpoints that are
     not the best any more. A resumed training continues the list, so that files are also removed if the
-    process ended before. A checkpoint is written once, before the validation that follows. Resuming loads
-    the last undamaged checkpoint; see :class:`ResumeHook`.
+    process ended before. Best checkpoints that are later than the one to resume from stay until the training
+    has repeated their validation: until then, they are its best. A checkpoint is written once, before the
+    validation that follows. Resuming loads the last undamaged checkpoint; see :class:`ResumeHook`.
 
     Raises:
         UserError: all checkpoints are damaged.
     """
 
+    _saved: SavedCheckpoints  # since before_run, which knows the work directory
     backend_args: dict[str, Any] | None
     last_ckpt: str | None
     max_keep_ckpts: int
@@ -62,10 +66,8 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.file_client_args is not None:  # mmengine would refuse it, but only after an epoch
             raise UserError("default_hooks.checkpoint.file_client_args: expected backend_args in its place")
         self.backend_args = self.backend_args or {"backend": "atomic_local"}
-        self._saved = SavedCheckpoints(Path(), self.filename_tmpl, self.out_dir, self.by_epoch)
-        if self.out_dir is not None:  # last_checkpoint contains the path and is read from other folders
-            self.out_dir = os.path.abspath(self.out_dir)
         self._limit, self.max_keep_ckpts = self.max_keep_ckpts, -1
+        self._validated: float = 0  # the last epoch or iteration that this process has validated
         self._files: list[str] = []  # the names of the training's checkpoints, in the order of their writing
 
     # Resuming
@@ -73,7 +75,9 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_run(self, runner: Runner) -> None:
         """Select the work directory's last undamaged checkpoint, unless a file is requested."""
         # before the parent class changes out_dir
-        self._saved = replace(self._saved, work_dir=Path(runner.work_dir), out_dir=self.out_dir)
+        self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir, self.by_epoch)
+        if self.out_dir is not None:  # last_checkpoint contains the path and is read from other folders
+            self.out_dir = os.path.abspath(self.out_dir)
         if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):  # in other tools
             runner.register_hook(ResumeHook())
         if runner._resume and runner._load_from is None and not runner._has_loaded:  # in other tools
@@ -97,7 +101,7 @@ class AtomicCheckpointHook(CheckpointHook):
         names = [name for name in info.get(_FILES, ()) if self._saved.step(Path(name)) is not None]
         names += [os.path.basename(file) for file in best_files(info)]
         source = Path(str(runner._load_from))
-        if runner._resume and self._saved.has(source):  # a best file with a later number is of another run
+        if runner._resume and self._saved.has(source):  # of the interrupted process, or of other settings
             names += [file.name for file in self._saved.after(source) if file.name.startswith("best_")]
         return [*dict.fromkeys(names)]
 
@@ -107,12 +111,12 @@ class AtomicCheckpointHook(CheckpointHook):
         The folder may have been renamed, and a later validation may have replaced the file.
         """
         before = {key: info.pop(key) for key in [*info] if key.startswith(("best_ckpt", "best_score"))}
-        best, metrics = {}, self.key_indicators if self.save_best else []
-        for metric in metrics:
-            ending = f"_{metric}" if len(metrics) > 1 else ""  # mmengine's keys of a single metric have none
+        best = {}
+        for metric in self._monitors:
+            ending = f"_{metric}" if len(self._monitors) > 1 else ""  # of mmengine's keys
             file = str(before.get(f"best_ckpt{ending}", ""))
             path = self._saved.folder / os.path.basename(file)
-            if path.name.startswith(best_prefix(metric)) and path.exists():
+            if self._saved.is_best_by(metric, path.name) and path.exists():
                 best[f"best_ckpt{ending}"] = str(path)
                 best[f"best_score{ending}"] = before[f"best_score{ending}"]
         shared = [best]
@@ -122,24 +126,51 @@ class AtomicCheckpointHook(CheckpointHook):
     # Saving
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        monitors = self.key_indicators if self.save_best else ()
-        metrics = {key: None if is_undefined(key, value) else value for key, value in metrics.items()}
-        unknown = [name for name in monitors if name not in {"auto", *metrics}]
-        if metrics and unknown:  # mmengine raises KeyError for these, but skips None
-            text = f"expected one of {few([*metrics], 20)}, got {few(unknown)}: it has no best checkpoint"
-            runner.logger.warning(f"default_hooks.checkpoint.save_best: {text}")
-            metrics = {**metrics, **dict.fromkeys(unknown)}
-        last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
-        # else, the parent class removes the previous best files
-        self.best_ckpt_path, self.best_ckpt_path_dict = None, dict.fromkeys(monitors)
-        super().after_val_epoch(runner, metrics)
-        info, self.last_ckpt = runner.message_hub.runtime_info, last
-        self.best_ckpt_path = info.get("best_ckpt")
-        names = {name: f"best_ckpt_{name}" for name in monitors}
-        self.best_ckpt_path_dict = {name: info[key] for name, key in names.items() if key in info}
+        info = runner.message_hub.runtime_info
+        with self._parent_removes_nothing(info):
+            super().after_val_epoch(runner, self._known(runner, metrics))
         for file in best_files(info):
             self._list(runner, os.path.basename(file))
+        self._validated = runner.epoch if self.by_epoch else runner.iter
         self._remove_outdated(runner)
+
+    def _known(self, runner: Runner, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Return the metrics with None for those that are undefined, or that ``save_best`` alone names.
+
+        MMEngine skips None, but raises KeyError for a metric that is absent.
+        """
+        metrics = {key: None if is_undefined(key, value) else value for key, value in metrics.items()}
+        absent = [name for name in self._monitors if name not in {"auto", *metrics}]
+        if not (metrics and absent):
+            return metrics
+        text = f"expected one of {few([*metrics], 20)}, got {few(absent)}: it has no best checkpoint"
+        runner.logger.warning(f"default_hooks.checkpoint.save_best: {text}")
+        return {**metrics, **dict.fromkeys(absent)}
+
+    @contextmanager
+    def _parent_removes_nothing(self, info: dict[str, Any]) -> Iterator[None]:
+        """Context of the parent's ``after_val_epoch``, in which it does not take two of its actions.
+
+        It removes the previous best files before it writes the new ones: it is told of none. After a new best
+        file, it writes the last checkpoint again: it is told of none. At the end, it knows both again.
+        """
+        last, self.last_ckpt = self.last_ckpt, None
+        self.best_ckpt_path, self.best_ckpt_path_dict = None, dict.fromkeys(self._monitors)
+        yield
+        self.last_ckpt, self.best_ckpt_path = last, info.get("best_ckpt")
+        names = {name: f"best_ckpt_{name}" for name in self._monitors}
+        self.best_ckpt_path_dict = {name: info[key] for name, key in names.items() if key in info}
+
+    @property
+    def _monitors(self) -> Sequence[str]:
+        """The metrics of ``save_best``; ``auto`` stands for the first metric until a validation has run."""
+        return self.key_indicators if self.save_best else ()
+
+    def after_train(self, runner: Runner) -> None:
+        if best_files(runner.message_hub.runtime_info):  # else, a later one is still the best
+            self._validated = math.inf
+            self._remove_outdated(runner)
+        super().after_train(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         self._list(runner, self.filename_tmpl.format(step))
@@ -155,7 +186,8 @@ class AtomicCheckpointHook(CheckpointHook):
         """Remove the oldest files beyond the limit, and the best files that are not the best any more."""
         best = {*map(os.path.basename, best_files(runner.message_hub.runtime_info))}
         numbered = [name for name in self._files if self._saved.step(Path(name)) is not None]
-        outdated = {*self._files} - {*numbered} - best
+        others = {*self._files} - {*numbered} - best
+        outdated = {name for name in others if (self._saved.number(name) or 0) <= self._validated}
         if self._limit > 0:
             outdated |= {*numbered[: -self._limit]}
         if is_main_process():

@@ -17,15 +17,15 @@ class LoadCheckpointHook(Hook):
     file and before loading it; the hook loads the weights and hands the loaded state back to the runner.
 
     Args:
-        fine_tune: if the number of classes in ``load_from`` differs, do not load the parameters whose shape
-            depends on it.
+        is_training: whether the run is a training, which fine-tunes unless it resumes: if the number of
+            classes in ``load_from`` differs, the parameters whose shape depends on it are not loaded.
         allow_partial: load the parameters that fit.
     """
 
     priority = "VERY_HIGH"  # before EMAHook, which copies the weights
 
-    def __init__(self, fine_tune: bool = False, allow_partial: bool = False) -> None:
-        self.fine_tune, self.allow_partial = fine_tune, allow_partial
+    def __init__(self, is_training: bool = False, allow_partial: bool = False) -> None:
+        self.is_training, self.allow_partial = is_training, allow_partial
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         model, resume = without_wrapper(runner.model), runner._resume
@@ -36,17 +36,17 @@ class LoadCheckpointHook(Hook):
         if resume and not averages and "ema_state_dict" in checkpoint:
             EMAHook()._swap_ema_state_dict(checkpoint)  # use the trained weights, not their average
         meta = checkpoint.get("meta") or {}
-        if resume or not self.fine_tune:
+        if resume or not self.is_training:
             from dcnzoo.openmmlab.classes import require_order  # needs mmdet, the other hooks do not
 
-            loader = runner.cfg.get("train_dataloader" if self.fine_tune else "test_dataloader")
+            loader = runner.cfg.get("train_dataloader" if self.is_training else "test_dataloader")
             require_order(loader, class_names(meta).get("classes"), source)
         report = load_state(
             model,
             find_weights(checkpoint, source),
             source,
             settings=runner.cfg.get("model"),
-            fine_tune=self.fine_tune and not resume,
+            fine_tune=self.is_training and not resume,
             allow_partial=self.allow_partial and not resume,
             hint="resume=True requires the model of the interrupted training" if resume else PARTIAL_HINT,
         )

@@ -14,6 +14,12 @@ continue the lists of all files and of the best ones     ``hooks/checkpoint.py``
 give the samplers the seed, and skip the used batches    ``hooks/seeds.py``: ``EpochSeedHook``
 repeat the validation that followed the checkpoint       here, ``before_train``
 ======================================================== ===================================================
+
+A state of one more hook goes into the checkpoint in its ``before_save_checkpoint``, under a key of its own,
+and out of it in its ``after_load_checkpoint``, as ``_STOPPING`` here. MMEngine's ``runtime_info`` is not the
+place for it unless the hook keeps it up to date while it trains, as ``AtomicCheckpointHook`` does: a
+checkpoint's copy is made before ``before_save_checkpoint``, and ``Runner.resume`` loads it only after
+``after_load_checkpoint``. A quiet terminal shows warnings of ``runner.logger``, but no infos.
 """
 
 from collections.abc import Iterator
@@ -35,7 +41,8 @@ _STOPPING = "early_stopping"  # key in a checkpoint: monitor → best score, val
 class ResumeHook(Hook):
     """Give a resumed training the state that an uninterrupted training with the same config has.
 
-    The settings of the config count, not those in the checkpoint: the config's schedules are stepped to the
+    The settings of the config count, not those in the checkpoint, except ``randomness.seed``: MMEngine takes
+    the checkpoint's seed, and warns if it is another one. The config's schedules are stepped to the
     checkpoint's position. If one depends on a metric, schedules and optimizer take the checkpoint's state.
 
     A checkpoint is written before the validation that follows. The resumed training repeats this validation,

@@ -6,6 +6,7 @@ of a batch depend on its number, not on the batches before.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import IntEnum
 from functools import partial
 from itertools import chain, count, repeat
 from typing import Any
@@ -18,6 +19,17 @@ from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from dcnzoo.openmmlab.hooks.random_states import mix, random_states, restore_states, seed_generators, states
+
+
+class Stream(IntEnum):
+    """What random numbers are for. Each use has a seed of its own, of which this number is a part."""
+
+    EPOCH = 0  # of an epoch, before its first iteration
+    WORKERS = 1  # of a data loader's workers, in an epoch
+    MODEL = 2  # in an iteration
+    VALIDATION = 3
+    BATCH = 4  # of the pipelines, in a numbered batch
+    SAMPLER = 5  # of the samplers of numbered batches
 
 
 class Batch(list[int]):
@@ -136,7 +148,7 @@ class EpochSeedHook(Hook):
                 sampler.seed = runner.seed
 
     def before_train_epoch(self, runner: Runner) -> None:
-        set_random_seed(mix(runner.seed, 0, runner.epoch, get_rank()))
+        set_random_seed(mix(runner.seed, Stream.EPOCH, runner.epoch, get_rank()))
         loader = runner.train_dataloader
         if isinstance(loader.batch_sampler, NumberedBatches):
             self._start_batches(runner, loader.batch_sampler)
@@ -146,23 +158,23 @@ class EpochSeedHook(Hook):
         initialise = loader.worker_init_fn
         # mmengine's function, not one from the config
         if isinstance(initialise, partial) and initialise.func is worker_init_fn:
-            loader.worker_init_fn = partial(initialise, seed=mix(runner.seed, 1, runner.epoch))
+            loader.worker_init_fn = partial(initialise, seed=mix(runner.seed, Stream.WORKERS, runner.epoch))
 
     def _start_batches(self, runner: Runner, batches: NumberedBatches) -> None:
         """Start the loader of a training by iterations at the batch that follows the checkpoint."""
         loader = runner.train_dataloader
         loader._iterator = None  # else persistent workers keep the data set without the method
-        numbers = (runner.seed, 4, get_rank())
+        numbers = (runner.seed, Stream.BATCH, get_rank())
         loader.dataset.__getitems__ = partial(load_seeded, loader.dataset, numbers)
-        batches.start(mix(runner.seed, 5, get_rank()), first=runner.iter)
+        batches.start(mix(runner.seed, Stream.SAMPLER, get_rank()), first=runner.iter)
         # the loop discards as many batches as there were iterations
         runner.train_loop.dataloader_iterator = chain(repeat(None, runner.iter), iter(loader))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        self._seed_model(runner.seed, 2, runner.iter)
+        self._seed_model(runner.seed, Stream.MODEL, runner.iter)
 
     def before_val(self, runner: Runner) -> None:
-        self._seed_model(runner.seed, 3)
+        self._seed_model(runner.seed, Stream.VALIDATION)
 
     def _seed_model(self, *numbers: int) -> None:
         self._states = states()

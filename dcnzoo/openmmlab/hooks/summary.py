@@ -16,9 +16,9 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dcnzoo.detect.metric_names import metric_names
 from dcnzoo.openmmlab.history import History, loss_parts
-from dcnzoo.openmmlab.hooks.summary_head import head_of
+from dcnzoo.openmmlab.hooks.summary_head import count_machines, head_of
 from dcnzoo.openmmlab.hooks.summary_metrics import classes_of, figures, labels, without_end
-from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, best_prefix, last_checkpoint
+from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, last_checkpoint
 from dcnzoo.utils.errors import show
 from dcnzoo.utils.text import columns
 
@@ -45,16 +45,19 @@ class SummaryHook(Hook):
         self._began = self._started = time.monotonic()  # of the row, and of the training
         self._row: dict[str, str] = {}  # the next row, printed after its validation
         self._widths: dict[str, int] = {}  # widths of the columns in the last head
+        self._metrics: dict[int, Mapping[str, float]] = {}  # epoch or iteration → those of its validation
         self._classes: dict[int, list[str]] = {}  # epoch or iteration → APs of the classes
 
     # Training
 
     def before_train(self, runner: Runner) -> None:
-        data = {"train": runner.train_dataloader}
-        if runner.val_loop:
+        machines, data = count_machines(), {"train": runner.train_dataloader}
+        if runner.val_loop:  # all processes build it
             data["validate"] = runner.val_dataloader
-        folder = f"{shown_path(runner.work_dir)} (log: {runner.timestamp}/{runner.timestamp}.log)"
-        print_pairs([*head_of(runner, data), ("changed", self._changes), ("work dir", folder)])
+        if is_main_process():
+            folder = f"{shown_path(runner.work_dir)} (log: {runner.timestamp}/{runner.timestamp}.log)"
+            head = head_of(runner, data, machines)
+            print_pairs([*head, ("changed", self._changes), ("work dir", folder)])
         self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._unit = "epoch" if self._by_epoch else "iteration"
         self._began = self._started = time.monotonic()
@@ -71,6 +74,7 @@ class SummaryHook(Hook):
         if not self._row:  # the training counts iterations, or resumes with the validation of an epoch
             self._row = self._progress(runner, step)
         self._row.update(figures(metrics))
+        self._metrics[step] = metrics
         self._classes[step] = [*classes_of(runner.val_evaluator, metrics).values()]
         self._print_row()
 
@@ -94,7 +98,7 @@ class SummaryHook(Hook):
 
     def _result(self, folder: Path, file: Path | None) -> list[tuple[str, str]]:
         """Return the metrics of a checkpoint, or of the last validation if it was not validated."""
-        validations = History.read(folder).validation
+        validations = {**History.read(folder).validation, **self._metrics}  # the log may have none
         step = self._saved.number(file.name) if file and self._saved.by_epoch == self._by_epoch else None
         label = "best" if step in validations and file == self._saved.best() else "last"
         if step not in validations:
@@ -103,7 +107,7 @@ class SummaryHook(Hook):
             return []
         names = metric_names(metrics)
         # the metric of save_best
-        selected = {key: metrics[key] for key in metrics if file and file.name.startswith(best_prefix(key))}
+        selected = {key: metrics[key] for key in metrics if file and self._saved.is_best_by(key, file.name)}
         texts = {**{names[key]: f"{value:.3f}" for key, value in selected.items()}, **figures(metrics)}
         aps = ", ".join(f"{name} {figure}" for name, figure in texts.items())
         rows = [("classes", row) for row in self._classes.get(step, ())]
@@ -148,7 +152,9 @@ class SummaryHook(Hook):
     # Test
 
     def before_test(self, runner: Runner) -> None:
-        print_pairs(head_of(runner, {"test": runner.test_dataloader}))
+        machines, data = count_machines(), {"test": runner.test_dataloader}
+        if is_main_process():
+            print_pairs(head_of(runner, data, machines))
 
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         classes, pairs = classes_of(runner.test_evaluator, metrics), list[tuple[str, str]]()

@@ -22,8 +22,17 @@ from dcnzoo.utils.text import counted, few
 COUNTED_IMAGES = 20_000  # the objects of a larger data set are not counted: reading it takes seconds
 
 
-def head_of(runner: Runner, loaders: Mapping[str, DataLoader]) -> list[tuple[str, str]]:
-    """Return the model, its deformable layers, the data, the device and the weights."""
+def count_machines() -> int:
+    """Return the number of machines of a run. All its processes must call this."""
+    return len(set(all_gather_object(socket.gethostname())))
+
+
+def head_of(runner: Runner, loaders: Mapping[str, DataLoader], machines: int) -> list[tuple[str, str]]:
+    """Return the model, its deformable layers, the data, the device and the weights.
+
+    Args:
+        machines: see :func:`count_machines`.
+    """
     model = without_wrapper(runner.model)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     name = f" ({Path(runner.cfg.filename).stem})" if getattr(runner.cfg, "filename", None) else ""
@@ -33,7 +42,7 @@ def head_of(runner: Runner, loaders: Mapping[str, DataLoader]) -> list[tuple[str
         ("layers", ", ".join(_deformable_layers(model))),
         *((part, _describe(loader.dataset)) for part, loader in loaders.items()),
         ("device", _device(runner)),
-        ("processes", _processes(runner)),
+        ("processes", _processes(runner, machines)),
         ("weights", os.path.normpath(weights) if os.path.isfile(weights) else weights),
     ]
 
@@ -67,11 +76,10 @@ def _device(runner: Runner) -> str:
     return f"{device}{threads}, {precision if isinstance(wrapper, AmpOptimWrapper) else 'float32'}"
 
 
-def _processes(runner: Runner) -> str:
+def _processes(runner: Runner, machines: int) -> str:
     """Return the numbers of processes, machines and images per step of a distributed run."""
     if not is_distributed():
         return ""
-    machines = len(set(all_gather_object(socket.gethostname())))
     text = f"{get_world_size()} on {counted(machines, 'machines')}"
     wrapper = getattr(runner, "optim_wrapper", None)
     if not isinstance(wrapper, OptimWrapper):  # in a test, it is still a config

@@ -48,6 +48,7 @@ def _build(build: Callable, registry: Registry, cfg: object, *args: object, **kw
 
 
 def _class_of(cfg: dict, registry: Registry) -> type | None:
+    """Return the class of a module's config. ``config/tree.py`` has it for any, but needs mmdet."""
     name = cfg.get("type")
     if not isinstance(name, str):
         return name

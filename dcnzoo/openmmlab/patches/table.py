@@ -11,9 +11,7 @@ from typing import Any
 
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
-from dcnzoo.openmmlab.config.packages import inherit_from_packages, types_import_no_modules
-from dcnzoo.openmmlab.config.paths import config_text
-from dcnzoo.openmmlab.patches import models
+from dcnzoo.openmmlab.patches import configs, models
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs
 
 
@@ -44,17 +42,17 @@ of_mmdet = partial(fix, package="mmdet", versions="mmdet 3.3.0")
 
 TABLE = (
     of_mmengine(
-        inherit_from_packages,
+        configs.inherit_from_packages,
         target="mmengine/config/config.py:1247, Config._get_cfg_path",
         reason="_base_ = 'dcnzoo::…' is unknown; the lookup needs pkg_resources, which setuptools 82 removed",
     ),
     of_mmengine(
-        types_import_no_modules,
+        configs.types_import_no_modules,
         target="mmengine/registry/registry.py:506, get_object_from_string",
         reason="an unknown type imports the module of this name, such as train.py in the current folder",
     ),
     of_mmengine(
-        config_text,
+        configs.config_text,
         target="mmengine/config/config.py:1489, Config.pretty_text",
         reason="the text is formatted anew for each checkpoint; names with braces become templates",
     ),

@@ -100,7 +100,7 @@ def build_runner(
     if cfg.launcher == "none" and isinstance(runner.model, nn.Module):
         runner.model = revert_sync_batchnorm(runner.model)
     added = [*checks, summary, AgreementHook(training.cfg if training else cfg)]
-    added += [hooks.LoadCheckpointHook(fine_tune=training is not None, allow_partial=allow_partial)]
+    added += [hooks.LoadCheckpointHook(training is not None, allow_partial)]
     if training is not None:
         added += [WorkDirHook(training), hooks.ResumeHook()]
     for hook in filter(None, added):

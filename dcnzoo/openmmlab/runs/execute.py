@@ -52,7 +52,7 @@ def train(
     """
     with ExitStack() as stack:
         with user_errors():
-            stack.enter_context(use_device(options.device, options.launcher))
+            stack.enter_context(use_device(options.torch_device, options.launcher))
             run = recipe.with_options(options)
             stack.enter_context(ranks.joined(run.cfg))
             locks = stack.enter_context(ExitStack())
@@ -114,7 +114,7 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
         UserError: the config has a mistake, or the weights do not fit.
     """
     with ExitStack() as stack:
-        stack.enter_context(use_device("auto" if options.exported else options.device, options.launcher))
+        stack.enter_context(use_device(options.torch_device, options.launcher))
         with user_errors():
             run = recipe.with_options(options)
             stack.enter_context(ranks.joined(run.cfg))

@@ -5,16 +5,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.device import get_device
 
-from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.openmmlab.hooks import DEFAULT_HOOKS
 from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
 from dcnzoo.openmmlab.options import LOGGERS, RunOptions, TestOptions, TrainOptions
+from dcnzoo.openmmlab.runs.device import require_device
 from dcnzoo.openmmlab.runs.epochs import set_epochs, set_value
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import expanded
+from dcnzoo.utils.signatures import arguments
 
 
 def write_options(cfg: Config, options: RunOptions, fixed: Collection[str] = ()) -> list[str]:
@@ -27,7 +27,7 @@ def write_options(cfg: Config, options: RunOptions, fixed: Collection[str] = ())
         UserError: ``work_dir`` is a file; the config does not have the setting of an option;
             ``auto_scale_lr`` without a base batch size; or the package of ``logger`` is not installed.
     """
-    changes = _write_run(cfg, options)
+    changes = _write_run(cfg, options, fixed)
     if isinstance(options, TrainOptions):
         changes += _write_training(cfg, options, fixed)
     if isinstance(options, TestOptions):
@@ -37,7 +37,7 @@ def write_options(cfg: Config, options: RunOptions, fixed: Collection[str] = ())
     return [change for change in changes if change]
 
 
-def _write_run(cfg: Config, options: RunOptions) -> list[str]:
+def _write_run(cfg: Config, options: RunOptions, fixed: Collection[str]) -> list[str]:
     changes = [set_value(cfg, "launcher", options.launcher)] if "launcher" in cfg else []
     cfg.launcher = options.launcher
     folder = options.work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem)
@@ -46,18 +46,33 @@ def _write_run(cfg: Config, options: RunOptions) -> list[str]:
         cfg.pop("strategy")  # needs a launcher; in a single process, the runner uses its default strategy
     cfg.default_hooks = cfg.get("default_hooks") or {}
     hooks, loop = cfg.default_hooks, cfg.get("train_cfg") or {}
-    if "checkpoint" not in hooks and loop.get("max_iters") and not loop.get("max_epochs"):
-        hooks.checkpoint = ConfigDict(DEFAULT_HOOKS["checkpoint"], by_epoch=False, max_keep_ckpts=3)
-        hooks.checkpoint.interval = loop.get("val_interval", 1000)  # as mmengine's loop
     for name, hook in DEFAULT_HOOKS.items():
         hooks.setdefault(name, ConfigDict(hook))
     kind = hooks.checkpoint.get("type") if isinstance(hooks.checkpoint, dict) else None
     if str(kind).rpartition(".")[2] == "CheckpointHook":
-        hooks.checkpoint["type"] = "AtomicCheckpointHook"
+        hooks.checkpoint["type"] = kind = "AtomicCheckpointHook"
+    if kind == "AtomicCheckpointHook" and loop.get("max_iters") and not loop.get("max_epochs"):
+        changes += _save_by_iterations(hooks.checkpoint, loop, fixed)
     hooks.pop("channels_last", None)  # an earlier training may have written it into its config
     detector = cfg.get("default_scope", "mmdet") == "mmdet"  # other packages' layers may call x.view
-    if options.channels_last and detector and options.launcher == "none" and get_device() == "cpu":
+    is_suited = options.channels_last and detector and options.launcher == "none"
+    if is_suited and require_device(options.torch_device).type == "cpu":
         hooks.channels_last = {"type": "ChannelsLastHook"}
+    return changes
+
+
+def _save_by_iterations(hook: dict, loop: dict, fixed: Collection[str]) -> list[str]:
+    """Let a checkpoint hook without ``by_epoch`` count what the loop counts; mmengine's would count epochs.
+
+    Its interval is then a number of iterations: 1, that of MMDetection's default hooks, becomes the loop's.
+    """
+    if "by_epoch" in hook:
+        return []
+    hook["by_epoch"] = True  # mmengine's default
+    changes = [set_value(hook, "by_epoch", False, "CheckpointHook.")]
+    if hook.get("interval", 1) == 1 and "default_hooks.checkpoint.interval" not in fixed:
+        interval = loop.get("val_interval", 1000)  # as mmengine's loop
+        changes.append(set_value(hook, "interval", interval, "CheckpointHook."))
     return changes
 
 

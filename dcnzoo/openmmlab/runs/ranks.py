@@ -27,7 +27,7 @@ from torch import distributed
 
 from dcnzoo.openmmlab.checkpoints import content_digest
 from dcnzoo.openmmlab.classes import data_sets
-from dcnzoo.openmmlab.config.tree import annotation_file, dicts
+from dcnzoo.openmmlab.config.tree import annotation_file, child, dicts
 from dcnzoo.openmmlab.runs.network import address_towards, interface_of
 from dcnzoo.utils.errors import JointError, UserError, describe
 from dcnzoo.utils.text import counted
@@ -146,5 +146,5 @@ def _settings(cfg: Config) -> dict[str, object]:
         for key, value in node.items():
             is_path = isinstance(value, str) and "/" in value and "://" not in value
             if not (is_path or key in _OF_A_MACHINE) and next(dicts(value), None) is None:
-                values[f"{path}.{key}".lstrip(".")] = getattr(value, "__qualname__", str(value))
+                values[child(path, key)] = getattr(value, "__qualname__", str(value))
     return values

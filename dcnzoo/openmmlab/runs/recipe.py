@@ -6,34 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from mmengine.config import Config
 
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
-from dcnzoo.openmmlab.config.check import check_config
+from dcnzoo.openmmlab.config.check import MODEL, TEST, TRAINING, Use, check_config  # noqa: F401  for callers
 from dcnzoo.openmmlab.config.paths import DIRECTORY, below, text_of
 from dcnzoo.openmmlab.config.read import read_config_file
-from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.config.tree import child, dicts
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.registration import setup
 from dcnzoo.openmmlab.runs.options import write_options
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 
 setup()  # any config may use dcn=True
-
-
-class Use(NamedTuple):
-    """The keys of a config that a command needs, and the parts that it runs; see :func:`check_config`."""
-
-    keys: tuple[str, ...]
-    parts: tuple[str, ...]
-
-
-MODEL = Use(("model",), ())
-TRAINING = Use(("model", "train_dataloader", "train_cfg", "optim_wrapper"), ("train", "val"))
-TEST = Use(("model", "test_dataloader", "test_cfg", "test_evaluator"), ("test",))
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,7 @@ class Recipe:
             UserError: see :func:`dcnzoo.openmmlab.config.check.check_config`.
         """
         cfg = read_config_file(path, cfg_options)
-        check_config(cfg, path, *required)
+        check_config(cfg, path, required)
         source = Path(os.path.abspath(cfg.filename or ""))
         is_relative = source.is_file() and DIRECTORY in source.read_text(encoding="utf-8")
         return cls(cfg, roots=(str(source.parent),) if is_relative else (), cfg_options=cfg_options or {})
@@ -73,7 +60,7 @@ class Recipe:
     def with_options(self, options: RunOptions) -> "RunConfig":
         """Return the config of a run with these options."""
         cfg = copy.deepcopy(self.cfg)
-        given = {f"{path}.{key}".lstrip(".") for path, node in dicts({**self.cfg_options}) for key in node}
+        given = {child(path, key) for path, node in dicts({**self.cfg_options}) for key in node}
         changes = write_options(cfg, options, given)
         return RunConfig(cfg, tuple(changes), self.roots)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import RUNNERS
 
 from dcnzoo.openmmlab.hooks import ProgressHook
@@ -47,6 +48,16 @@ class RunnerMethods(_Runner):
     def dump_config(self) -> None:
         """Write nothing: WorkDirHook writes the config."""
 
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
+        """Also scale the base settings' rate, ``base_lr`` in the log: mmengine scales only the groups."""
+        groups = [group for each in _wrappers(optim_wrapper) for group in each.optimizer.param_groups]
+        before = [group["lr"] for group in groups]
+        super().scale_lr(optim_wrapper, auto_scale_lr)
+        ratio = next((group["lr"] / lr for group, lr in zip(groups, before, strict=True) if lr), 1)
+        for each in _wrappers(optim_wrapper):
+            if each.base_param_settings is not None:
+                each.base_param_settings["lr"] *= ratio
+
     def set_start(self, start: Start, is_training: bool) -> None:
         """Set the checkpoint. A training whose start has none keeps the config's ``load_from``."""
         self._resume = start.resumes
@@ -70,6 +81,10 @@ class RunnerMethods(_Runner):
             for hook in self.hooks:
                 if isinstance(hook, ProgressHook):
                     hook.stop()
+
+
+def _wrappers(optim_wrapper: Any) -> list[Any]:
+    return [*optim_wrapper.values()] if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
 
 
 def runner_class(cfg: Config, is_quiet: bool) -> Any:

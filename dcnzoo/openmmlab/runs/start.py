@@ -144,7 +144,8 @@ def _require_last(saved: SavedCheckpoints, file: str | None, what: str, remedy: 
         text = f"expected a checkpoint in {saved.folder}, which has a training of its own, got {file}"
         raise UserError(f"{what}: {text}; {remedy}")
     if later := saved.after(Path(file)):
-        text = f"expected the last checkpoint in {saved.folder}, got {file} before {max(later).name}"
+        last = max(later, key=lambda path: saved.number(path.name) or 0)
+        text = f"expected the last checkpoint in {saved.folder}, got {file} before {last.name}"
         raise UserError(f"{what}: {text}; use another work_dir")
 
 
