@@ -99,7 +99,7 @@ class Plan:
         """Return what a training will read, with these settings; raise UserError as :meth:`Recipe.read`."""
         cfg = copy.deepcopy(self.config)
         merge_options(cfg, {} if cfg_options is None else cfg_options, self.base)
-        check_config(cfg, self.base, *TRAINING)
+        check_config(cfg, self.base, TRAINING)
         return Recipe(cfg, cfg_options=cfg_options or {})
 
     def text(self) -> str:
