@@ -243,9 +243,8 @@ DCNZOO_INLINE Value differentiate_pixels(const BackwardPoints<T, Rank>& points, 
   for (int corner = 0; plane && corner < corners; ++corner) column += modulated[corner] * pixels[corner];
   for (int corner = 0; dots && corner < corners; ++corner) {
     T* const to = dots + corner * kBackwardRows + row;
-    // One sum in both cases, so that the compiler always fuses it with the product, or never.
-    const Value before = adds ? load_lanes<Value>(to) : Value{};
-    store_lanes(to, before + gradient * pixels[corner]);
+    Value dot = gradient * pixels[corner];
+    store_lanes(to, adds ? load_lanes<Value>(to) + dot : dot);
   }
   gradient *= rest;
   for (int corner = 0; grad_plane && corner < corners; corner += 2) {
@@ -265,30 +264,35 @@ DCNZOO_INLINE Value differentiate_pixels(const BackwardPoints<T, Rank>& points, 
 template <typename T, int Rank>
 void sample_backward_over_pixels(const BackwardParams<T, T>& p, int64_t index,
                                  const BackwardMemory<T, T, Rank>& tile, SampleTargets targets) {
+  const bool input = targets.input, points = targets.points, columns = targets.columns;
   const DeformConvShapes& s = p.shape;
   const ChannelBlock& block = p.blocks.data[index];
+  const Rows<T, Rank>& rows = tile.rows;
   BackwardPoints<T, Rank>& table = *tile.table;  // of one tap
   const CornerDistances<Rank> distance(s, 1);
-  for (int64_t first = 0; first < block.count; first += block.sharing) {
+  const int64_t sharing = block.sharing, start = p.input.place_of(block, s.in_pixels);
+  for (int64_t first = 0; first < block.count; first += sharing) {
     const PointGroup group = points_of(s, block.first + first);
     for (int64_t tap = 0; tap < s.taps; ++tap) {
-      compute_points(s, p.offset_mask, group, tile.rows, tap, table);
-      each_plane<T>(p, block, tile, tap, first,
-                    [&](int64_t channel, int64_t place, T* column, int64_t begin, int64_t end) {
-                      const T* const pixels =
-                          targets.points || targets.columns ? p.input.data + place : nullptr;
-                      T* const grad_pixels = targets.input ? p.grad_input + place : nullptr;
-                      each_row<T>(begin, end, [&](auto zero, int64_t row) {
-                        const auto gradient = load_lanes<decltype(zero)>(column + row);
-                        const auto value = differentiate_pixels<T, Rank>(
-                            table, row, distance, pixels, grad_pixels, targets.points ? tile.dots : nullptr,
-                            channel > first, gradient);
-                        if (targets.columns) store_lanes(column + row, value);
-                      });
-                    });
-      if (targets.points) offset_mask_gradients(p, tile, tap, table, tile.dots);
+      compute_points(s, p.offset_mask, group, rows, tap, table);
+      for (int64_t channel = first; channel < first + sharing; ++channel) {
+        T* const plane = tile.planes.column(block.column(tap, block.lane_of(channel)));
+        rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
+          const int64_t at = start + rows.map[begin] + channel * s.in_pixels;
+          const T* const pixels = points || columns ? p.input.data + at : nullptr;
+          T* const grad_pixels = input ? p.grad_input + at : nullptr;
+          each_row<T>(begin, end, [&](auto zero, int64_t row) {
+            const auto gradient = load_lanes<decltype(zero)>(plane + row);
+            const auto value =
+                differentiate_pixels<T, Rank>(table, row, distance, pixels, grad_pixels,
+                                              points ? tile.dots : nullptr, channel > first, gradient);
+            if (columns) store_lanes(plane + row, value);
+          });
+        });
+      }
+      if (points) offset_mask_gradients(p, tile, tap, table, tile.dots);
     }
-    if (targets.points) store_offset_mask(p, index, group, tile);
+    if (points) store_offset_mask(p, index, group, tile);
   }
 }
 

@@ -169,21 +169,6 @@ DCNZOO_INLINE void each_row(int64_t begin, int64_t end, const Function& function
 template <typename T, typename Value>
 using IndexOf = std::conditional_t<std::is_arithmetic_v<Value>, IntegerOf<T>, Vector<IntegerOf<T>>>;
 
-// Over pixels: calls function(channel, place, column, begin, end) for the channels of a block that share points, from
-// `first` on, and each stretch of rows within an image. place: where the image's plane of the channel starts in p.input
-// or its gradient; column: the channel's column of the tap, [row].
-template <typename T, typename Tile, typename Function>
-DCNZOO_INLINE void each_plane(const DeformConvParams<T>& p, const ChannelBlock& block, const Tile& tile,
-                              int64_t tap, int64_t first, const Function& function) {
-  const int64_t in_pixels = p.shape.in_pixels, start = p.input.place_of(block, in_pixels);
-  for (int64_t channel = first; channel < first + block.sharing; ++channel) {
-    T* const column = tile.planes.column(block.column(tap, block.lane_of(channel)));
-    tile.rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
-      function(channel, start + channel * in_pixels + tile.rows.map[begin], column, begin, end);
-    });
-  }
-}
-
 // Computes the columns of a tile over pixels.
 template <typename T, int Rank, bool whole>
 void sample_over_pixels(const ForwardParams<T, T>& p, const ChannelBlock& block,
@@ -213,13 +198,17 @@ void sample_over_pixels(const ForwardParams<T, T>& p, const ChannelBlock& block,
   for (int64_t column = 0; block.is_narrow() && column < block.columns; ++column)
     if (block.input_lanes().channel_of(column % block.width) < 0)
       std::memset(tile.planes.column(column), 0, kForwardRows * sizeof(T));
-  for (int64_t first = 0; first < block.count; first += block.sharing)
+  const int64_t sharing = block.sharing;
+  for (int64_t first = 0; first < block.count; first += sharing)
     for (int64_t tap = 0; tap < s.taps; ++tap) {
       compute_points(s, p.offset_mask, points_of(s, block.first + first), tile.rows, tap, points, whole);
-      each_plane<T>(p, block, tile, tap, first,
-                    [&](int64_t, int64_t place, T* column, int64_t begin, int64_t end) {
-                      sample(p.input.data + place, begin, end, column);
-                    });
+      for (int64_t channel = first; channel < first + sharing; ++channel) {
+        const T* const plane = p.input.data + p.input.place_of(block, s.in_pixels) + channel * s.in_pixels;
+        T* const to = tile.planes.column(block.column(tap, block.lane_of(channel)));
+        tile.rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
+          sample(plane + tile.rows.map[begin], begin, end, to);
+        });
+      }
     }
 }
 
