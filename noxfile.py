@@ -1,4 +1,4 @@
-"""Long checks, other environments and maintenance, which the Makefile leaves out.
+"""Maintenance, releases, other environments and long checks, which the Makefile leaves out.
 
 ::
 
@@ -6,9 +6,9 @@
     .venv/bin/nox -s fuzz -- -k deform_conv     # run one, with options for its command
     .venv/bin/nox -s others --install-only      # only create its environment
 
-A maintainer needs *zoo* after a change to a metafile, *pages* after one to README or a guide, and for a
-release *release*, *tag* and, once, *address*. ``.github/workflows/nightly.yml`` runs the sessions with the
-tag *nightly*.
+The sessions that a maintainer needs come first: *zoo* after a change to a metafile, *pages* after one to
+README or a guide, and for a release *release*, *tag* and, once, *address*.
+``.github/workflows/nightly.yml`` runs the sessions with the tag *nightly*.
 
 A session runs in ``.venv``. If its packages would overwrite others there or need another torch, it runs in an
 environment in ``.nox``. *linux*, *system*, *sources*, *installed* and *tag*, which the workflows of a release
@@ -31,17 +31,20 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = str(VENV / "bin/python")
 NIGHTLY = ["nightly"]
+(TORCH,) = nox.project.load_toml(ROOT / "pyproject.toml")["dependency-groups"]["torch"]
 
 nox.options.sessions = []  # none without -s
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False  # skips them
 
 
+# Environments
+
+
 def update_venv(session: Session) -> None:
     """Install what changed into .venv, and compile what changed in ops/."""
-    if (
-        Path(sys.prefix).resolve() != VENV.resolve()
-    ):  # environments with another Python cannot use its packages
+    # environments with another Python cannot use its packages
+    if Path(sys.prefix).resolve() != VENV.resolve():
         session.error("expected the nox of .venv: run `make test`, then .venv/bin/nox")
     session.run_install("make", "setup", ".venv/.dev", external=True)
 
@@ -51,7 +54,7 @@ def site_packages(environment: Path) -> Path:
     return folder
 
 
-def see(session: Session, environment: Path) -> None:
+def make_visible(session: Session, environment: Path) -> None:
     """Make the packages of another environment visible in the session's."""
     line = f"import site; site.addsitedir({str(site_packages(environment))!r})\n"
     (site_packages(Path(session.virtualenv.location)) / "seen.pth").write_text(line)
@@ -60,135 +63,51 @@ def see(session: Session, environment: Path) -> None:
 def use_venv(session: Session) -> None:
     """Update .venv, and make its packages visible in the session's environment."""
     update_venv(session)
-    see(session, VENV)
+    make_visible(session, VENV)
 
 
-def environment(session: Session, name: str) -> Path:
-    """Create the environment of another session."""
+def create_environment(session: Session, name: str) -> Path:
+    """Create the environment of another session and return its folder."""
     session.run_install(PYTHON, "-m", "nox", "-s", name, "--install-only", external=True)
     return ROOT / ".nox" / name
 
 
-def test(session: Session, *arguments: str, python: str = "python", **options) -> None:
+def test(session: Session, *arguments: str, **options) -> None:
+    """Run pytest, with the options of the command line too, in the session's environment, else in .venv."""
+    python = "python" if session.bin_paths else PYTHON
     session.run(python, "-m", "pytest", *arguments, *session.posargs, **options)
 
 
-# Other packages
-
-
-@nox.session(tags=NIGHTLY)
-def onedl(session: Session) -> None:
-    """Test with the maintained forks of OpenMMLab's packages."""
-    update_venv(session)
-    # mmcv is built before torch is visible, so that it is built without its operators
-    session.install("--no-deps", "--group", "onedl")
-    see(session, VENV)
-    test(session, "tests/environments/test_smoke.py", "tests/environments/test_onedl.py")
-
-
-@nox.session(tags=NIGHTLY)
-def others(session: Session) -> None:
-    """Test with torchvision, YOLO, MMPretrain, MMSegmentation: 6 GB."""
-    use_venv(session)
-    session.install("--group", "others")
-    names = ("smoke", "torchvision", "yolo", "openmmlab")
-    # tests of exports that need the operators of a torchvision built for this torch
-    exports = ("pnnx.py", "deform_conv.py::test_torchvisions_operator")
-    files = [f"tests/environments/test_{name}.py" for name in names]
-    test(session, *files, *(f"tests/export/test_{name}" for name in exports))
-
-
-@nox.session(tags=NIGHTLY)
-def projects(session: Session) -> None:
-    """Test other projects' code on dcnzoo's operators, Transformers 5 and Ray (-- --from FOLDER: clones)."""
-    use_venv(session)
-    session.install("--group", "projects")
-    names = ("transformers", "ray", "projects")
-    test(session, *(f"tests/environments/test_{name}.py" for name in names))
+# After a change
 
 
 @nox.session(venv_backend="none")
-def vit_adapter(session: Session) -> None:
-    """Compare ViT-Adapter with clones of its authors' code, VIT_ADAPTER=…, and of Meta's, DINOV3=…."""
+def zoo(session: Session) -> None:
+    """Write model_zoo.md and model-index.yml from the metafiles."""
     update_venv(session)
-    test(session, "tests/environments/test_vit_adapter.py", python=PYTHON, env={"OMP_NUM_THREADS": "1"})
+    session.run(PYTHON, "tools/model_zoo.py")
 
 
 @nox.session(tags=NIGHTLY)
-def peers(session: Session) -> None:
-    """Compare with mmcv's compiled operators; compiling takes 6 to 15 minutes."""
-    use_venv(session)
-    # PIP_FIND_LINKS=FOLDER uses a wheel of this mmcv from a folder
-    build = ("--no-deps", "--no-build-isolation")
-    session.install(*build, "mmcv==2.1.0", env={"MMCV_WITH_OPS": "1"})
-    session.install(*build, "torch-ms-deform-attn==0.1.1")
-    test(session, "tests/peers")
-
-
-@nox.session(tags=NIGHTLY)
-def gpu_resources(session: Session) -> None:
-    """Compile the fused kernels for GPUs with the Triton of torch 2.11 and check their resources."""
-    use_venv(session)
-    session.install("--no-deps", "triton==3.6.0")  # .venv has the one of torch 2.13
-    test(session, "tests/fused/test_resources.py")
-
-
-@nox.session(tags=NIGHTLY)
-def clients(session: Session) -> None:
-    """Test pages in Chromium, the code of docs/runtimes in Node, and notebooks with a wheel (needs npm)."""
+def pages(session: Session) -> None:
+    """Run the blocks of README and of the guides, and README's installation in an empty environment."""
     update_venv(session)
-    see(session, VENV)  # the wheel's dcnzoo comes before the one of .venv
-    session.install("--group", "clients")
-    session.install("--no-deps", "--force-reinstall", build_wheel(session))
+    session.run(PYTHON, "-m", "pytest", "tests/test_pages.py", *session.posargs, external=True)
+    marked = r"^<!-- run by nox -s pages -->\n```bash\n(.*?)^```$"
+    (block,) = re.findall(marked, (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     folder = Path(session.create_tmp()).resolve()
-    packages = ("axe-core@4.14.1", "onnxruntime-node@1.30.0", "onnxruntime-web@1.30.0")
-    # --ignore-scripts: no downloads of other files, such as those for CUDA
-    command = ("npm", "install", "--silent", "--ignore-scripts", "--prefix", folder, *packages)
-    session.run_install(*command, external=True)
-    if not shutil.which("chromium"):
-        session.run_install("playwright", "install", "chromium")
-    programs = Path(session.virtualenv.location, "bin").resolve()
-    session.run("python", "-m", "ipykernel", "install", "--prefix", programs.parent)
-    variables = {
-        "AXE": str(folder / "node_modules/axe-core/axe.min.js"),
-        "NODE": str(folder),
-        "NOTEBOOK": str(programs),
-        "JUPYTER_PATH": str(programs.parent / "share/jupyter"),
-    }
-    names = ("browser", "node", "notebook")
-    test(session, *(f"tests/environments/test_{name}.py" for name in names), env=variables)
+    shutil.rmtree(folder)
+    session.run("git", "clone", "--quiet", ROOT, folder / "dcnzoo", external=True)
+    session.chdir(folder)
+    session.run("bash", "-exc", block, external=True)
 
 
-@nox.session(tags=NIGHTLY)
-@nox.parametrize("version", ["1.31", "1.32"])
-def tools(session: Session, version: str) -> None:
-    """Test exported files with releases of onnxruntime."""
-    use_venv(session)
-    session.install("--no-deps", f"onnxruntime=={version}.*")
-    test(session, "tests/export/test_tools.py", "tests/detect/test_session.py")
-
-
-PHONES = ("MNN==3.6.1", "tract==0.23.9", "executorch==1.5.1", "ncnn==1.0.20261020", "pnnx==20261020")
-EXECUTORCH = ("pytorch-tokenizers==1.5.0", "tabulate==0.10.0", "torchao==0.18.0")  # which it imports
-
-
-@nox.session(tags=NIGHTLY)
-def runtimes(session: Session) -> None:
-    """Compare exported detectors in runtimes of phones and boards: docs/benchmarks/runtimes.md."""
-    use_venv(session)
-    folder = Path(session.create_tmp()).resolve()
-    litert = folder / "litert"
-    # onnx2tf needs Python 3.12. virtualenv tries each one on the PATH, because a shim of pyenv may not run
-    session.run_install(PYTHON, "-m", "virtualenv", "--quiet", "--python", ">=3.12", litert, external=True)
-    session.run_install(litert / "bin/pip", "install", "--quiet", "onnx2tf==2.6.9", external=True)
-    # without their requirements: some require other versions of packages in .venv
-    session.install("--no-deps", *PHONES, *EXECUTORCH)
-    session.run(PYTHON, "-m", "benchmarks.runtimes", "make", folder, external=True)
-    for runtime in ("mnn", "executorch", "tract", "ncnn"):
-        session.run("python", "-m", "benchmarks.runtimes", "run", runtime, folder)
-    session.run(litert / "bin/python", "-m", "benchmarks.runtimes", "run", "litert", folder, external=True)
-    page = "docs/benchmarks/runtimes.md"
-    session.run(PYTHON, "-m", "benchmarks.runtimes", "table", folder, page, external=True)
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def types(session: Session) -> None:
+    """Check a program of a user with mypy --strict."""
+    update_venv(session)
+    options = ("--strict", "--follow-imports", "silent", "--config-file", "")
+    session.run(PYTHON, "-m", "mypy", *options, "tests/programs/user_program.py")
 
 
 @nox.session(tags=NIGHTLY)
@@ -201,45 +120,171 @@ def audit(session: Session) -> None:
     session.run("pip-audit", "--strict", "--skip-editable", "--path", site_packages(VENV), *session.posargs)
 
 
-# Wheels, other Pythons, torches and compilers
+# A release
 
 
-def build_copy(session: Session, name: str, python: Sequence[str] = (PYTHON,), **variables: str) -> None:
-    """Compile a copy of the sources in build/NAME and make it the working directory."""
-    folder = ROOT / "build" / name
+@nox.session
+def release(session: Session) -> None:
+    """Build this machine's packages in dist/, with CUDA kernels, and check and test them before a release.
+
+    The release itself has the packages of .github/workflows/wheels.yml: the wheels for Linux are those of
+    *linux*, with CUDA 12; the others are built as here.
+    """
+    update_venv(session)
+    if session.run("git", "status", "--porcelain", silent=True, external=True):
+        session.error("expected a clean clone, got files that `git status` lists")
+    session.install("--group", "release")
+    # nvcc of PyPI's packages
+    cuda = site_packages(Path(session.virtualenv.location)).resolve() / "nvidia" / "cu13"
+    wheel = build_wheel(session, DIST, DCNZOO_CUDA="1", CUDA_HOME=str(cuda))
+    # as in [tool.cibuildwheel]: gives the wheel its manylinux tag, or fails
+    exclude = ("--exclude", "libtorch*", "--exclude", "libc10*")
+    repaired = DIST / "repaired"  # the new wheel may have the same name
+    session.run("auditwheel", "repair", "--plat", "manylinux_2_34_x86_64", *exclude, "-w", repaired, wheel)
+    wheel.unlink()
+    (wheel,) = (file.rename(DIST / file.name) for file in repaired.iterdir())
+    repaired.rmdir()
+    sources(session)
+    pure = next(DIST.glob("*-py3-none-any.whl"))  # pip prefers the compiled one where it fits
+    for name in SYSTEMS:
+        session.run(
+            "python", "setup.py", "-q", "bdist_wheel", "--dist-dir", DIST, env=target_variables(session, name)
+        )
+    files = sorted(DIST.iterdir())
+    session.run("twine", "check", "--strict", *files)
+    packages, index = Path(session.create_tmp()).resolve() / "packages.txt", DIST / "index"
+    packages.write_text("".join(f"{file.name}\n" for file in files))
+    pages = ("--packages-url", "../../../", "--output-dir", index, "--no-generate-timestamp")
+    session.run("dumb-pypi", "--package-list", packages, *pages)
+    download = ("--quiet", "--no-deps", "--dest", session.create_tmp(), "--index-url")
+    session.run("pip", "download", *download, (index / "simple").as_uri(), "dcnzoo")
+    check_wheel(session, wheel)
+    check_pure_wheel(session, pure)
+    for name in ("matrix-3.10", "matrix-3.13"):  # the oldest and the newest torch
+        session.notify(name, posargs=[str(wheel)])
+
+
+@nox.session(venv_backend="none")
+def tag(session: Session) -> None:
+    """Check that a tag is this version, and that the changelog has its date: -- v1.2.3."""
+    (name,) = session.posargs
+    version = re.escape(name.removeprefix("v"))
+    for file, line in (
+        ("dcnzoo/version.py", rf'__version__ = "{version}"'),
+        ("CHANGELOG.md", rf"## \[{version}\] – \d{{4}}-\d\d-\d\d"),
+    ):
+        if not re.search(rf"^{line}$", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE):
+            session.error(f"{file}: expected a line {line}")
+
+
+@nox.session(venv_backend="none")
+def address(session: Session) -> None:
+    """Write the address of the repository, in [project.urls], into CITATION.cff and the pages."""
+    repository = nox.project.load_toml("pyproject.toml")["project"]["urls"].get("Repository")
+    if not repository:
+        session.error("pyproject.toml: [project.urls]: expected Repository, the address, got none")
+    tests = f"{repository}/actions/workflows/tests.yml"
+    badge = f"[![tests]({tests}/badge.svg)]({tests})"
+    for name, old, new in (  # a second run replaces what the first has written
+        (
+            "CITATION.cff",
+            r"(?m)^(repository-code: .*\n)?license:",
+            f"repository-code: {repository}\nlicense:",
+        ),
+        ("README.md", r"(a GPU\.)( \[!\[tests.*)?", rf"\1 {badge}"),
+        ("docs/first_steps.md", r"git clone \S+ dcnzoo", f"git clone {repository} dcnzoo"),
+    ):
+        text, count = re.subn(old, new, Path(name).read_text(encoding="utf-8"), count=1)
+        if not count:
+            session.error(f"{name}: expected {old}")
+        Path(name).write_text(text, encoding="utf-8")
+
+
+def check_wheel(session: Session, wheel: Path) -> None:
+    """Test a wheel, and each of its extras alone, in bare environments (5 GB)."""
+    folder = Path(session.create_tmp()).resolve()
+    python = create_bare(session, folder / "bare")
+    session.run(python, "-m", "pip", "install", "--quiet", TORCH, wheel, external=True)
+    check_operators(session, python, folder / "operators")
+    here = site_packages(folder / "bare")
+    with session.chdir(folder / "operators"):  # without the sources; extras.py writes files there
+        session.run(python, "-m", "pip", "check", external=True)
+        session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "dcnzoo", external=True)
+        if left := [path.name for path in here.glob("*dcnzoo*")]:
+            session.error(f"expected no files after `pip uninstall`, got {', '.join(left)}")
+        # each extra alone, in an environment that sees only torch. timm installs torchvision and its torch
+        for extra in ("mmdet", "data", "onnx", "openvino", "timm"):
+            python = create_bare(session, folder / "alone")
+            (site_packages(folder / "alone") / "torch.pth").write_text(f"{here}\n")
+            session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[{extra}]", external=True)
+            session.run(python, ROOT / "tests/programs/extras.py", extra, external=True)
+
+
+def create_bare(session: Session, folder: Path) -> Path:
+    """Create an environment without packages and return its Python."""
+    session.run(PYTHON, "-m", "venv", "--clear", folder, external=True)
+    return folder / "bin/python"
+
+
+def check_operators(session: Session, python: str | Path, folder: Path) -> None:
+    """Compare the operators of an installed wheel with the reference, in a new folder without the sources."""
     shutil.rmtree(folder, ignore_errors=True)
-    for part in ("dcnzoo", "ops", "tests"):
-        shutil.copytree(ROOT / part, folder / part, symlinks=True, ignore=shutil.ignore_patterns("*.so"))
-    for part in ("README.md", "LICENSE", "pyproject.toml", "setup.py"):
-        shutil.copy(ROOT / part, folder)
-    session.chdir(folder)
-    session.run(*python, "setup.py", "-q", "build_ext", "--inplace", env={"DCNZOO_CUDA": "0", **variables})
+    shutil.copytree(ROOT / "tests/op_cases", folder / "tests/op_cases")
+    with session.chdir(folder):
+        session.run(python, ROOT / "tests/programs/operators.py", env={"PYTHONPATH": "."}, external=True)
+        session.run(python, "-m", "dcnzoo", "doctor", external=True)
 
+
+def check_pure_wheel(session: Session, wheel: Path) -> None:
+    """Predict, train and export with the wheel that has no compiled operators, in an empty environment."""
+    folder = Path(session.create_tmp()).resolve() / "pure"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "tests", folder / "tests")
+    python = create_bare(session, folder / "venv")
+    install = (python, "-m", "pip", "install", "--quiet")
+    session.run(*install, TORCH, f"{wheel}[mmdet,onnx]", external=True)
+    session.run(*install, "numpy", "pillow", external=True)
+    draw = "from pathlib import Path; from tests.helpers.formats import fruits, write_yolo"
+    draw += "; write_yolo(Path('data'), fruits(Path('drawn').resolve()))"
+    dcnzoo = (python, "-m", "dcnzoo")
+    with session.chdir(folder):  # without the sources
+        session.run(python, "-c", draw, external=True)
+        session.run(*dcnzoo, "infer", "--demo", external=True)
+        session.run(*dcnzoo, "train", "--data", "data", "--epochs", "1", "--work-dir", "run", external=True)
+        session.run(*dcnzoo, "export", "run", "--out", "run.onnx", external=True)
+
+
+# Wheels
 
 DIST = ROOT / "dist"
-# the wheel in dist/ that a session of this process built, by the variables of its build
-wheels: dict[frozenset[tuple[str, str]], Path] = {}
 
 
-def build_wheel(session: Session, **variables: str) -> Path:
-    """Build an sdist, and a wheel from it as pip does, in dist/; once for all sessions of this process."""
-    key = frozenset(variables.items())
-    if key not in wheels:
-        wheels.clear()
-        shutil.rmtree(DIST, ignore_errors=True)
-        session.run(PYTHON, "setup.py", "-q", "sdist", "--dist-dir", DIST, external=True)
-        (sdist,) = DIST.glob("*.tar.gz")
-        command = ("-m", "pip", "wheel", "--quiet", "--no-deps", "-w", DIST, sdist)
-        session.run(PYTHON, *command, env={"DCNZOO_CUDA": "0", **variables}, external=True)
-        (wheels[key],) = DIST.glob("*.whl")
-    return wheels[key]
+def build_wheel(session: Session, folder: Path, **variables: str) -> Path:
+    """Build an sdist, and a wheel from it as pip does, in a folder, which is emptied first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run_install(PYTHON, "setup.py", "-q", "sdist", "--dist-dir", folder, external=True)
+    (sdist,) = folder.glob("*.tar.gz")
+    command = ("-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, sdist)
+    session.run_install(PYTHON, *command, env={"DCNZOO_CUDA": "0", **variables}, external=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def wheel_to_test(session: Session) -> Path:
+    """Return a wheel without CUDA kernels in build/. The sessions of this process share it."""
+    folder = ROOT / "build" / f"wheel-{os.getpid()}"
+    if wheels := [*folder.glob("*.whl")]:
+        return wheels[0]
+    for earlier in folder.parent.glob("wheel-*"):
+        shutil.rmtree(earlier)
+    return build_wheel(session, folder)
 
 
 # that the CPU library is cross-compiled for, and pip's name of torch's wheel
 SYSTEMS = {"windows-x86_64": "win_amd64", "macos-arm64": "macosx_11_0_arm64"}
 
 
-def target(session: Session, system: str) -> dict[str, str]:
+def target_variables(session: Session, system: str) -> dict[str, str]:
     """Unpack the oldest torch for another system; return the variables that setup.py then needs."""
     session.install("--group", "systems")
     folder = Path(session.create_tmp()).resolve() / system
@@ -256,7 +301,7 @@ def target(session: Session, system: str) -> dict[str, str]:
 def system(session: Session, system: str) -> None:
     """Cross-compile the wheel for Windows or macOS into dist/."""
     command = ("python", "setup.py", "-q", "bdist_wheel", "--dist-dir", DIST)
-    session.run(*command, env=target(session, system))
+    session.run(*command, env=target_variables(session, system))
 
 
 @nox.session
@@ -279,31 +324,45 @@ def sources(session: Session) -> None:
 def installed(session: Session) -> None:
     """Install the wheel that lies alone in dist/, and compare its operators with the reference."""
     (wheel,) = DIST.glob("*.whl")
-    session.install("torch==2.13.0", wheel)
+    session.install(TORCH, wheel)
     folder = Path(session.create_tmp()).resolve() / "installed"
     check_operators(session, "python", folder)
 
 
-def check_operators(session: Session, python: str | Path, folder: Path) -> None:
-    """Compare the operators of an installed wheel with the reference, in a new folder without the sources."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT / "tests/op_cases", folder / "tests/op_cases")
-    session.chdir(folder)
-    session.run(python, ROOT / "tests/programs/operators.py", env={"PYTHONPATH": "."}, external=True)
-    session.run(python, "-m", "dcnzoo", "doctor", external=True)
-
-
 @nox.session(venv_backend="none")
-def tag(session: Session) -> None:
-    """Check that a tag is this version, and that the changelog has its date: -- v1.2.3."""
-    (name,) = session.posargs
-    version = re.escape(name.removeprefix("v"))
-    for file, line in (
-        ("dcnzoo/version.py", rf'__version__ = "{version}"'),
-        ("CHANGELOG.md", rf"## \[{version}\] – \d{{4}}-\d\d-\d\d"),
-    ):
-        if not re.search(rf"^{line}$", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE):
-            session.error(f"{file}: expected a line {line}")
+def wheelhouse(session: Session) -> None:
+    """Collect the packages of `make demo` and `make test` in wheelhouse/, for machines without network."""
+    update_venv(session)
+    wheel = (PYTHON, "-m", "pip", "wheel", "--quiet", "--wheel-dir", "wheelhouse")
+    session.run(*wheel, "--group", "dev", "pip")
+    session.run(*wheel, "--no-deps", "--group", "openmmlab", "--group", "vit")
+
+
+# Other Pythons, torches, systems and compilers
+
+# from the oldest supported torch to the newest; if an index lacks the newest, set NEWEST_TORCH=2.14.1
+NEWEST = os.environ.get("NEWEST_TORCH", "2.15.0")
+TORCHES = {"3.10": "2.10.0", "3.11": "2.11.0", "3.12": "2.13.0", "3.13": NEWEST, "3.14": NEWEST}
+
+
+@nox.session(python=list(TORCHES), tags=NIGHTLY)
+def matrix(session: Session) -> None:
+    """Train and test with a wheel (-- WHEEL) under other Pythons, torches: 5 GB each; NEWEST_TORCH=2.14.1."""
+    update_venv(session)
+    wheel = Path(*session.posargs) if session.posargs else wheel_to_test(session)
+    session.install("pip>=25.1")  # --group
+    session.install(f"torch=={TORCHES[session.python]}", "--group", "packages", "--group", "test")
+    session.install("--no-deps", "--group", "openmmlab")
+    session.install("--no-deps", "--force-reinstall", wheel)
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder)
+    for name in ("configs", "tests", "tools"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    session.chdir(folder)
+    # LD_BIND_NOW: a symbol that this torch lacks is an error when the library is loaded
+    smoke = ("python", "-m", "pytest", "tests/environments/test_smoke.py")
+    session.run(*smoke, env={"LD_BIND_NOW": "1"})
 
 
 @nox.session(tags=NIGHTLY)
@@ -316,7 +375,7 @@ def wine(session: Session) -> None:
         session.skip("needs Wine: apt-get install wine")
     update_venv(session)
     folder = Path(session.create_tmp()).resolve() / "wine"
-    calls, variables = folder / "calls.bin", target(session, "windows-x86_64")
+    calls, variables = folder / "calls.bin", target_variables(session, "windows-x86_64")
     torch = Path(variables["DCNZOO_TORCH"], "torch")
     session.run("python", "setup.py", "-q", "build_ext", "--build-lib", folder, env=variables)
     session.run(PYTHON, "-m", "tests.programs.calls", calls, external=True)
@@ -342,125 +401,16 @@ def wine(session: Session) -> None:
         session.run(*command, env={**variables, "OMP_NUM_THREADS": threads}, external=True)
 
 
-@nox.session
-def release(session: Session) -> None:
-    """Build this machine's packages in dist/, with CUDA kernels, and check and test them before a release.
-
-    The release itself has the packages of .github/workflows/wheels.yml: the wheels for Linux are those of
-    *linux*, with CUDA 12; the others are built as here.
-    """
-    update_venv(session)
-    if session.run("git", "status", "--porcelain", silent=True, external=True):
-        session.error("expected a clean clone, got files that `git status` lists")
-    session.install("--group", "release")
-    # nvcc of PyPI's packages
-    cuda = site_packages(Path(session.virtualenv.location)).resolve() / "nvidia" / "cu13"
-    wheel = build_wheel(session, DCNZOO_CUDA="1", CUDA_HOME=str(cuda))
-    # as in [tool.cibuildwheel]: gives the wheel its manylinux tag, or fails
-    exclude = ("--exclude", "libtorch*", "--exclude", "libc10*")
-    repaired = DIST / "repaired"  # the new wheel may have the same name
-    session.run("auditwheel", "repair", "--plat", "manylinux_2_34_x86_64", *exclude, "-w", repaired, wheel)
-    wheel.unlink()
-    (wheel,) = (file.rename(DIST / file.name) for file in repaired.iterdir())
-    repaired.rmdir()
-    wheels[frozenset()] = wheel  # the sessions after this one test it
-    sources(session)
-    pure = next(DIST.glob("*-py3-none-any.whl"))  # pip prefers the compiled one where it fits
-    for name in SYSTEMS:
-        session.run("python", "setup.py", "-q", "bdist_wheel", "--dist-dir", DIST, env=target(session, name))
-    files = sorted(DIST.iterdir())
-    session.run("twine", "check", "--strict", *files)
-    packages, index = Path(session.create_tmp()).resolve() / "packages.txt", DIST / "index"
-    packages.write_text("".join(f"{file.name}\n" for file in files))
-    pages = ("--packages-url", "../../../", "--output-dir", index, "--no-generate-timestamp")
-    session.run("dumb-pypi", "--package-list", packages, *pages)
-    download = ("--quiet", "--no-deps", "--dest", session.create_tmp(), "--index-url")
-    session.run("pip", "download", *download, (index / "simple").as_uri(), "dcnzoo")
-    check_wheel(session, wheel)
-    check_pure_wheel(session, pure)
-    for name in ("matrix-3.10", "matrix-3.13"):  # the oldest and the newest torch
-        session.notify(name)
-
-
-def check_wheel(session: Session, wheel: Path) -> None:
-    """Test a wheel, and each of its extras alone, in bare environments (5 GB)."""
-    bare = Path(session.create_tmp()).resolve() / "bare"
-    session.run(PYTHON, "-m", "venv", "--clear", bare, external=True)
-    python = bare / "bin/python"
-    session.run(python, "-m", "pip", "install", "--quiet", "torch==2.13.0", wheel, external=True)
-    check_operators(session, python, bare.with_name("operators"))
-    session.run(python, "-m", "pip", "check", external=True)
-    session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "dcnzoo", external=True)
-    here = site_packages(bare)
-    if left := [path.name for path in here.glob("*dcnzoo*")]:
-        session.error(f"expected no files after `pip uninstall`, got {', '.join(left)}")
-    # each extra alone, in an environment that sees only torch. timm installs torchvision and its torch
-    for extra in ("mmdet", "data", "onnx", "openvino", "timm"):
-        alone = bare.with_name("alone")
-        session.run(PYTHON, "-m", "venv", "--clear", alone, external=True)
-        (site_packages(alone) / "torch.pth").write_text(f"{here}\n")
-        python = alone / "bin/python"
-        session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[{extra}]", external=True)
-        session.run(python, ROOT / "tests/programs/extras.py", extra, external=True)
-
-
-def check_pure_wheel(session: Session, wheel: Path) -> None:
-    """Predict, train and export with the wheel that has no compiled operators, in an empty environment."""
-    folder = Path(session.create_tmp()).resolve() / "pure"
+def build_copy(session: Session, name: str, python: Sequence[str] = (PYTHON,), **variables: str) -> None:
+    """Compile a copy of the sources in build/NAME and make it the working directory."""
+    folder = ROOT / "build" / name
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT / "tests", folder / "tests")
+    for part in ("dcnzoo", "ops", "tests"):
+        shutil.copytree(ROOT / part, folder / part, symlinks=True, ignore=shutil.ignore_patterns("*.so"))
+    for part in ("README.md", "LICENSE", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / part, folder)
     session.chdir(folder)
-    session.run(PYTHON, "-m", "venv", "venv", external=True)
-    python = folder / "venv/bin/python"
-    session.run(
-        python, "-m", "pip", "install", "--quiet", "torch==2.13.0", f"{wheel}[mmdet,onnx]", external=True
-    )
-    session.run(python, "-m", "pip", "install", "--quiet", "numpy", "pillow", external=True)
-    draw = "from pathlib import Path; from tests.helpers.formats import fruits, write_yolo"
-    draw += "; write_yolo(Path('data'), fruits(Path('drawn').resolve()))"
-    session.run(python, "-c", draw, external=True)
-    dcnzoo = (python, "-m", "dcnzoo")
-    session.run(*dcnzoo, "infer", "--demo", external=True)
-    session.run(*dcnzoo, "train", "--data", "data", "--epochs", "1", "--work-dir", "run", external=True)
-    session.run(*dcnzoo, "export", "run", "--out", "run.onnx", external=True)
-
-
-@nox.session(tags=NIGHTLY)
-def pages(session: Session) -> None:
-    """Run the blocks of README and of the guides, and README's installation in an empty environment."""
-    update_venv(session)
-    session.run(PYTHON, "-m", "pytest", "tests/test_pages.py", *session.posargs, external=True)
-    marked = r"^<!-- run by nox -s pages -->\n```bash\n(.*?)^```$"
-    (block,) = re.findall(marked, (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    folder = Path(session.create_tmp()).resolve()
-    shutil.rmtree(folder)
-    session.run("git", "clone", "--quiet", ROOT, folder / "dcnzoo", external=True)
-    session.chdir(folder)
-    session.run("bash", "-exc", block, external=True)
-
-
-# from the oldest supported torch to the newest; if an index lacks the newest, set NEWEST_TORCH=2.14.1
-NEWEST = os.environ.get("NEWEST_TORCH", "2.15.0")
-TORCHES = {"3.10": "2.10.0", "3.11": "2.11.0", "3.12": "2.13.0", "3.13": NEWEST, "3.14": NEWEST}
-
-
-@nox.session(python=list(TORCHES), tags=NIGHTLY)
-def matrix(session: Session) -> None:
-    """Train and test with a wheel under other Pythons and other torches (5 GB each; NEWEST_TORCH=2.14.1)."""
-    update_venv(session)
-    wheel = build_wheel(session)
-    session.install("pip>=25.1")  # --group
-    session.install(f"torch=={TORCHES[session.python]}", "--group", "packages", "--group", "test")
-    session.install("--no-deps", "--group", "openmmlab")
-    session.install("--no-deps", "--force-reinstall", wheel)
-    folder = Path(session.create_tmp()).resolve()
-    shutil.rmtree(folder)
-    for name in ("configs", "tests", "tools"):
-        shutil.copytree(ROOT / name, folder / name)
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    session.chdir(folder)
-    # LD_BIND_NOW: a symbol that this torch lacks is an error when the library is loaded
-    test(session, "tests/environments/test_smoke.py", env={"LD_BIND_NOW": "1"})
+    session.run(*python, "setup.py", "-q", "build_ext", "--inplace", env={"DCNZOO_CUDA": "0", **variables})
 
 
 OPERATORS = [f"tests/ops/test_{name}.py" for name in ("ops", "deform_conv", "cpu_capability")]
@@ -518,6 +468,101 @@ def arm(session: Session) -> None:
         session.run(*python(cpu), "-m", "pytest", *options, *OPERATORS, *session.posargs, env=variables)
 
 
+# Other packages
+
+
+@nox.session(tags=NIGHTLY)
+def onedl(session: Session) -> None:
+    """Test with the maintained forks of OpenMMLab's packages."""
+    update_venv(session)
+    # mmcv is built before torch is visible, so that it is built without its operators
+    session.install("--no-deps", "--group", "onedl")
+    make_visible(session, VENV)
+    test(session, "tests/environments/test_smoke.py", "tests/environments/test_onedl.py")
+
+
+@nox.session(tags=NIGHTLY)
+def others(session: Session) -> None:
+    """Test with torchvision, YOLO, MMPretrain, MMSegmentation: 6 GB."""
+    use_venv(session)
+    session.install("--group", "others")
+    names = ("smoke", "torchvision", "yolo", "openmmlab")
+    # tests of exports that need the operators of a torchvision built for this torch
+    exports = ("pnnx.py", "deform_conv.py::test_torchvisions_operator")
+    files = [f"tests/environments/test_{name}.py" for name in names]
+    test(session, *files, *(f"tests/export/test_{name}" for name in exports))
+
+
+@nox.session(tags=NIGHTLY)
+def projects(session: Session) -> None:
+    """Test other projects' code on dcnzoo's operators, Transformers 5 and Ray (-- --from FOLDER: clones)."""
+    use_venv(session)
+    session.install("--group", "projects")
+    names = ("transformers", "ray", "projects")
+    test(session, *(f"tests/environments/test_{name}.py" for name in names))
+
+
+@nox.session(venv_backend="none")
+def vit_adapter(session: Session) -> None:
+    """Compare ViT-Adapter with clones of its authors' code, VIT_ADAPTER=…, and of Meta's, DINOV3=…."""
+    update_venv(session)
+    test(session, "tests/environments/test_vit_adapter.py", env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(tags=NIGHTLY)
+def peers(session: Session) -> None:
+    """Compare with mmcv's compiled operators; compiling takes 6 to 15 minutes."""
+    use_venv(session)
+    # PIP_FIND_LINKS=FOLDER uses a wheel of this mmcv from a folder
+    build = ("--no-deps", "--no-build-isolation")
+    session.install(*build, "mmcv==2.1.0", env={"MMCV_WITH_OPS": "1"})
+    session.install(*build, "torch-ms-deform-attn==0.1.1")
+    test(session, "tests/peers")
+
+
+@nox.session(tags=NIGHTLY)
+def gpu_resources(session: Session) -> None:
+    """Compile the fused kernels for GPUs with the Triton of torch 2.11 and check their resources."""
+    use_venv(session)
+    session.install("--no-deps", "triton==3.6.0")  # .venv has the one of torch 2.13
+    test(session, "tests/fused/test_resources.py")
+
+
+@nox.session(tags=NIGHTLY)
+def clients(session: Session) -> None:
+    """Test pages in Chromium, the code of docs/runtimes in Node, and notebooks with a wheel (needs npm)."""
+    update_venv(session)
+    make_visible(session, VENV)  # the wheel's dcnzoo comes before the one of .venv
+    session.install("--group", "clients")
+    session.install("--no-deps", "--force-reinstall", wheel_to_test(session))
+    folder = Path(session.create_tmp()).resolve()
+    packages = ("axe-core@4.14.1", "onnxruntime-node@1.30.0", "onnxruntime-web@1.30.0")
+    # --ignore-scripts: no downloads of other files, such as those for CUDA
+    command = ("npm", "install", "--silent", "--ignore-scripts", "--prefix", folder, *packages)
+    session.run_install(*command, external=True)
+    if not shutil.which("chromium"):
+        session.run_install("playwright", "install", "chromium")
+    programs = Path(session.virtualenv.location, "bin").resolve()
+    session.run("python", "-m", "ipykernel", "install", "--prefix", programs.parent)
+    variables = {
+        "AXE": str(folder / "node_modules/axe-core/axe.min.js"),
+        "NODE": str(folder),
+        "NOTEBOOK": str(programs),
+        "JUPYTER_PATH": str(programs.parent / "share/jupyter"),
+    }
+    names = ("browser", "node", "notebook")
+    test(session, *(f"tests/environments/test_{name}.py" for name in names), env=variables)
+
+
+@nox.session(tags=NIGHTLY)
+@nox.parametrize("version", ["1.31", "1.32"])
+def tools(session: Session, version: str) -> None:
+    """Test exported files with releases of onnxruntime."""
+    use_venv(session)
+    session.install("--no-deps", f"onnxruntime=={version}.*")
+    test(session, "tests/export/test_tools.py", "tests/detect/test_session.py")
+
+
 # Long tests
 
 
@@ -526,7 +571,7 @@ def fuzz(session: Session) -> None:
     """Compare 23,500 random calls of the operators with the reference (in `make test`: 1,128)."""
     update_venv(session)
     workers = ("-n", "2", "--dist", "worksteal")
-    test(session, "tests/ops/test_fuzz.py", *workers, python=PYTHON, env={"DCNZOO_FUZZ_EXAMPLES": "250"})
+    test(session, "tests/ops/test_fuzz.py", *workers, env={"DCNZOO_FUZZ_EXAMPLES": "250"})
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
@@ -539,21 +584,13 @@ def crash(session: Session) -> None:
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
-def types(session: Session) -> None:
-    """Check a program of a user with mypy --strict."""
-    update_venv(session)
-    options = ("--strict", "--follow-imports", "silent", "--config-file", "")
-    session.run(PYTHON, "-m", "mypy", *options, "tests/programs/user_program.py")
-
-
-@nox.session(venv_backend="none", tags=NIGHTLY)
 def distributed(session: Session) -> None:
     """Test distributed training: results, launchers, kills, three machines, Slurm.
 
     The machines are namespaces of Linux, which need root; Slurm needs slurm-wlm and munge of Debian.
     """
     update_venv(session)
-    test(session, "tests/distributed", python=PYTHON)
+    test(session, "tests/distributed")
 
 
 def preload(session: Session, *names: str) -> str:
@@ -579,10 +616,10 @@ def sanitize(session: Session) -> None:
     }
     suite = [f"tests/ops/test_{name}.py" for name in ("ops", "fuzz", "deform_conv", "roi_pooling", "nms")]
     options = ("-q", "-p", "no:cacheprovider", "-k", "not compile and not opcheck and not export")
-    test(session, *suite, *options, python=PYTHON, env=variables)
+    test(session, *suite, *options, env=variables)
     # the kernels of AMX, with vectors and tiles in C++
     variables["DCNZOO_CPU_CAPABILITY"] = "amx_bf16"
-    test(session, *suite, *options[:-1], f"{options[-1]} and bfloat16", python=PYTHON, env=variables)
+    test(session, *suite, *options[:-1], f"{options[-1]} and bfloat16", env=variables)
     check_threads(session)
 
 
@@ -609,29 +646,53 @@ def check_threads(session: Session) -> None:
     session.run(PYTHON, "-m", "tests.programs.soak", "--most=9", "--seconds=120", env=variables)
 
 
+# Measurements that write pages
+
+
 @nox.session(venv_backend="none", tags=NIGHTLY)
 def conformance(session: Session) -> None:
     """Compare every exported form of the operators in each runtime: docs/benchmarks/conformance.md."""
     update_venv(session)
     results = "work_dirs/conformance.xml"
     options = ("-q", "-n", "2", "--dist", "loadgroup", "benchmarks/conformance", f"--junitxml={results}")
-    test(session, *options, python=PYTHON, success_codes=[0, 1])  # the page is written in any case
+    test(session, *options, success_codes=[0, 1])  # the page is written in any case
     session.run(PYTHON, "-m", "benchmarks.conformance.page", results)
 
 
-# Pages and packages
+PHONES = ("MNN==3.6.1", "tract==0.23.9", "executorch==1.5.1", "ncnn==1.0.20261020", "pnnx==20261020")
+EXECUTORCH = ("pytorch-tokenizers==1.5.0", "tabulate==0.10.0", "torchao==0.18.0")  # which it imports
+
+
+@nox.session(tags=NIGHTLY)
+def runtimes(session: Session) -> None:
+    """Compare exported detectors in runtimes of phones and boards: docs/benchmarks/runtimes.md."""
+    use_venv(session)
+    folder = Path(session.create_tmp()).resolve()
+    litert = folder / "litert"
+    # onnx2tf needs Python 3.12. virtualenv tries each one on the PATH, because a shim of pyenv may not run
+    session.run_install(PYTHON, "-m", "virtualenv", "--quiet", "--python", ">=3.12", litert, external=True)
+    session.run_install(litert / "bin/pip", "install", "--quiet", "onnx2tf==2.6.9", external=True)
+    # without their requirements: some require other versions of packages in .venv
+    session.install("--no-deps", *PHONES, *EXECUTORCH)
+    session.run(PYTHON, "-m", "benchmarks.runtimes", "make", folder, external=True)
+    for runtime in ("mnn", "executorch", "tract", "ncnn"):
+        session.run("python", "-m", "benchmarks.runtimes", "run", runtime, folder)
+    session.run(litert / "bin/python", "-m", "benchmarks.runtimes", "run", "litert", folder, external=True)
+    page = "docs/benchmarks/runtimes.md"
+    session.run(PYTHON, "-m", "benchmarks.runtimes", "table", folder, page, external=True)
+
 
 COVERAGE = ("mmdet", "deformable", "export")  # tests in benchmarks/coverage, sections of docs/coverage.md
 
 
 @nox.session(venv_backend="none")
-@nox.parametrize("name", [nox.param(name, id=name) for name in COVERAGE])
+@nox.parametrize("name", COVERAGE, ids=COVERAGE)
 def coverage(session: Session, name: str) -> None:
     """Try a config of each family and write docs/coverage.md (-- --group 3/24: a part of the families)."""
     update_venv(session)
     results = []
     for other in ("", "others"):
-        python = environment(session, other) / "bin/python" if other else PYTHON
+        python = create_environment(session, other) / "bin/python" if other else PYTHON
         results.append(f"work_dirs/{name}_{other or 'venv'}.xml")
         command = ("-m", "pytest", "-q", f"benchmarks/coverage/test_{name}.py", f"--junitxml={results[-1]}")
         session.run(python, *command, *session.posargs, success_codes=[0, 1])
@@ -646,42 +707,3 @@ def study(session: Session) -> None:
     update_venv(session)
     session.run(PYTHON, "-m", "benchmarks.study", "run", *session.posargs, env={"OMP_NUM_THREADS": "1"})
     session.run(PYTHON, "-m", "benchmarks.study", "page")
-
-
-@nox.session(venv_backend="none")
-def zoo(session: Session) -> None:
-    """Write model_zoo.md and model-index.yml from the metafiles."""
-    update_venv(session)
-    session.run(PYTHON, "tools/model_zoo.py")
-
-
-@nox.session(venv_backend="none")
-def address(session: Session) -> None:
-    """Write the address of the repository, in [project.urls], into CITATION.cff and the pages."""
-    repository = nox.project.load_toml("pyproject.toml")["project"]["urls"].get("Repository")
-    if not repository:
-        session.error("pyproject.toml: [project.urls]: expected Repository, the address, got none")
-    tests = f"{repository}/actions/workflows/tests.yml"
-    badge = f"[![tests]({tests}/badge.svg)]({tests})"
-    for name, old, new in (  # a second run replaces what the first has written
-        (
-            "CITATION.cff",
-            r"(?m)^(repository-code: .*\n)?license:",
-            f"repository-code: {repository}\nlicense:",
-        ),
-        ("README.md", r"(a GPU\.)( \[!\[tests.*)?", rf"\1 {badge}"),
-        ("docs/first_steps.md", r"git clone \S+ dcnzoo", f"git clone {repository} dcnzoo"),
-    ):
-        text, count = re.subn(old, new, Path(name).read_text(encoding="utf-8"), count=1)
-        if not count:
-            session.error(f"{name}: expected {old}")
-        Path(name).write_text(text, encoding="utf-8")
-
-
-@nox.session(venv_backend="none")
-def wheelhouse(session: Session) -> None:
-    """Collect the packages of `make demo` and `make test` in wheelhouse/, for machines without network."""
-    update_venv(session)
-    wheel = (PYTHON, "-m", "pip", "wheel", "--quiet", "--wheel-dir", "wheelhouse")
-    session.run(*wheel, "--group", "dev", "pip")
-    session.run(*wheel, "--no-deps", "--group", "openmmlab", "--group", "vit")

@@ -138,20 +138,24 @@ def torch_folder() -> Path:
     return Path(torch.__file__).parent
 
 
-def compiler() -> str | None:
-    """Return the command of the C++ compiler; None if there is none. A wrong CXX is an error."""
+def find_compiler() -> list[str]:
+    """Return the command of the C++ compiler, which may have options; [] if there is none.
+
+    A wrong CXX is an error.
+    """
     if TARGET:
-        return f"{shlex.quote(sys.executable)} -m ziglang c++ -target {TARGET.zig}"
+        return [sys.executable, "-m", "ziglang", "c++", "-target", TARGET.zig]
     name = os.environ.get("CXX") or ("g++" if shutil.which("g++") else "c++")
-    if shutil.which(name.split()[0]) is None:
+    command = shlex.split(name)
+    if shutil.which(command[0]) is None:
         if os.environ.get("CXX"):
             stop(f"no C++ compiler found (looked for {name!r}).", "Set CXX to its path, or unset it.")
-        return None
-    return name
+        return []
+    return command
 
 
-def find_compiler() -> str:
-    return compiler() or stop(
+def require_compiler() -> list[str]:
+    return find_compiler() or stop(
         "no C++ compiler found (looked for g++ and c++).",
         "Install one (Debian/Ubuntu: apt install g++), or set CXX to its path.",
     )
@@ -273,14 +277,14 @@ def common_flags(library: Path, device: str) -> list[str]:
 def assembles_amx() -> bool:
     """Return whether the compiler supports AMX, and so does its assembler, which may be older."""
     options = ["-x", "c++", "-c", "-o", os.devnull, "-"]
-    command = [*shlex.split(find_compiler()), *CPU_CAPABILITIES["AMX_BF16"], *options]
+    command = [*require_compiler(), *CPU_CAPABILITIES["AMX_BF16"], *options]
     source = 'void multiply() { asm("tdpbf16ps %tmm2, %tmm1, %tmm0"); }'
     return subprocess.run(command, input=source, text=True, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def cpu_build(library: Path, folder: Path, target: Path) -> str:
     command = [
-        *shlex.split(find_compiler()),
+        *require_compiler(),
         *common_flags(library, "cpu"),
         *("-MMD", "-fvisibility=hidden", "-Wall", "-Wextra"),
         # zig adds checks of undefined behaviour, which end the process
@@ -301,7 +305,7 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
     linked = TARGET.link if TARGET else ["-ltorch_cpu", "-ltorch", "-lc10"]
     libraries = [f"-L{library / 'lib'}", *linked]
     libraries += shlex.split(os.environ.get("LDFLAGS", ""))
-    link = f"{find_compiler()} -shared $in -o $out {quote(libraries)}"
+    link = f"{quote(require_compiler())} -shared $in -o $out {quote(libraries)}"
     objects = {}
     for source in sorted(OPS.rglob("*.cpp")):
         name = source.relative_to(OPS).with_suffix("")
@@ -354,7 +358,7 @@ def stand_in_for_libtorch_cuda(folder: Path) -> Path:
     source = stub / "stub.cpp"
     source.write_text('extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n')
     options = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
-    subprocess.run([find_compiler(), *options, source, "-o", stub / "libtorch_cuda.so"], check=True)
+    subprocess.run([*require_compiler(), *options, source, "-o", stub / "libtorch_cuda.so"], check=True)
     return stub
 
 
@@ -393,12 +397,11 @@ class BuildOps(build_ext):
         (folder / "build.ninja").write_text(build(torch_folder(), folder, target))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([find_ninja(), "-C", str(folder), *jobs]).returncode != 0:
-            used, remedy = (
-                find_compiler(),
-                "GCC 11 or Clang 14 is needed, or a newer one; CXX selects the compiler.",
-            )
             if device == "cuda":
                 used, remedy = find_nvcc(), "DCNZOO_CUDA=0 skips the CUDA library."
+            else:
+                used = shlex.join(require_compiler())
+                remedy = "GCC 11 or Clang 14 is needed, or a newer one; CXX selects the compiler."
             stop(f"compiling {target.name} with {used} failed; see the compiler's message above.", remedy)
 
 
@@ -448,7 +451,7 @@ def devices() -> tuple[str, ...]:
     if os.environ.get("DCNZOO_TARGET", "") not in ("", *TARGETS):
         target = f"expected {' or '.join(TARGETS)}, got {os.environ['DCNZOO_TARGET']!r}."
         stop(f"DCNZOO_TARGET: {target}", "Change it, or unset it.")
-    if mode == "require" or (mode == "auto" and sys.platform in ("linux", "darwin") and compiler()):
+    if mode == "require" or (mode == "auto" and sys.platform in ("linux", "darwin") and find_compiler()):
         return "cpu", "cuda"
     reason = "DCNZOO_BUILD=none" if mode == "none" else "no C++ compiler"
     if mode == "auto" and sys.platform not in ("linux", "darwin"):

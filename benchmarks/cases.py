@@ -55,7 +55,7 @@ def operators() -> dict[str, op_cases.Operator]:
 # Cases
 
 
-def _convolution(
+def convolution(
     name: str, batch: int, channels: int, size: tuple[int, ...], kernel: int = 3, transposed: bool = False,
     mask_groups: int | None = 1, **geometry: int,
 ) -> Sample:  # fmt: skip
@@ -70,7 +70,7 @@ def _convolution(
 
 def _convolutions() -> Iterator[Case]:
     def case(operator: str, name: str, group: str, *sizes, optional: bool = False, **options) -> Case:
-        return Case(operator, name, group, partial(_convolution, name, *sizes, **options), optional)
+        return Case(operator, name, group, partial(convolution, name, *sizes, **options), optional)
 
     levels = {"c3": (128, (100, 168)), "c4": (256, (50, 84)), "c5": (512, (25, 42))}  # of images of 800×1344
     two = partial(case, "deform_conv2d")
@@ -199,11 +199,12 @@ def last(sample: Sample) -> torch.memory_format:
 
 
 def ours(operator: str, sample: Sample, backend: str = "auto") -> Forward:
-    from dcnzoo.ops import choose, with_cuda
+    """Return dcnzoo's call. It sets the backend of this process, which stays until the next call sets it."""
+    from dcnzoo.ops import choose, run, with_cuda
 
     if backend == "fused" and with_cuda():
         for record in filter(lambda record: record.fused, choose.OPERATORS.values()):
-            choose.choose_at_every_call(record, "CUDA")
+            run.choose_at_every_call(record, "CUDA")
 
     def forward() -> Tensor:
         choose.backend = backend  # the backward uses it, too: it runs before the next contestant
@@ -264,9 +265,9 @@ def compiled_mmcv():
     """
     import mmcv.ops
 
-    from dcnzoo.compat.mmcv import OWN_FILE
+    from dcnzoo.compat.mmcv import compiled_extension
 
-    if mmcv._ext.__file__ == str(OWN_FILE):
+    if compiled_extension() is None:
         raise ImportError("mmcv-lite is installed, which uses dcnzoo's operators: nox -s peers")
     return mmcv.ops
 
@@ -288,29 +289,6 @@ def _torchvision_convolution(sample: Sample) -> Forward:
     input, weight, offset, mask, _ = sample.tensors
     stride, padding = sample.kwargs.get("stride", 1), sample.kwargs["padding"]
     return lambda: deform_conv2d(input, offset, weight, None, stride, padding, 1, mask)
-
-
-def _deformops_convolution(sample: Sample) -> Forward:
-    """Return a call of deformops, in Triton. It copies nothing if all maps are in channels-last format."""
-    from deformops.registry import conv
-
-    input, weight, offset, mask, _ = sample.tensors
-    geometry = {name: sample.kwargs.get(name, 1) for name in ("stride", "padding")}
-
-    def forward() -> Tensor:
-        value, points, factors = (tensor.permute(0, 2, 3, 1) for tensor in (input, offset, mask))
-        points = points.unflatten(-1, (1, -1, 2))
-        return conv(value, points, weight, mask=factors.unflatten(-1, (1, -1)), **geometry).permute(
-            0, 3, 1, 2
-        )
-
-    return forward
-
-
-def _deformops_attention(sample: Sample) -> Forward:
-    from deformops.registry import msda
-
-    return lambda: msda(*ms_deform_attn.arguments(sample))
 
 
 def _onnx_convolution(sample: Sample) -> tuple[bytes, dict[str, np.ndarray]]:
@@ -412,7 +390,6 @@ RIVALS: dict[str, dict[str, Contestant]] = {  # by operator
     "deform_conv2d": {
         "mmcv": _mmcv_convolution,
         "torchvision": _torchvision_convolution,
-        "deformops": _deformops_convolution,
         "onnxruntime": _onnxruntime_convolution,
         "openvino": _openvino_convolution,
     },
@@ -420,7 +397,6 @@ RIVALS: dict[str, dict[str, Contestant]] = {  # by operator
     "dcnv4": {"F.conv2d depthwise": depthwise},
     "ms_deform_attn": {
         "torch-ms-deform-attn": _package_attention,
-        "deformops": _deformops_attention,
         "grid_sample": grid_sample_attention,
     },
     "roi_align": {"mmcv": _mmcv_roi_align, "torchvision": _torchvision_roi_align},

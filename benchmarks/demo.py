@@ -6,7 +6,6 @@ page. Finished runs with an unchanged config are reused; interrupted runs are re
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import os
@@ -26,23 +25,22 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from benchmarks.measure import ROOT, read_rows
 from dcnzoo.cli import _command, _options, _types, one_line_errors
-from dcnzoo.cli._terminal import print_columns
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.history import History
 from dcnzoo.report.report import footer, render_runs, summary
 from dcnzoo.report.runs import TrainedRun, by_label
 from dcnzoo.report.validation import load_detectors
-from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.text import columns, counted
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAININGS = ROOT / "docs" / "demo_trainings.csv"
 # the demo's detector, without deformable convolution and with each operator
 ARMS = {
@@ -106,7 +104,7 @@ def main(
         about = setting(first, seeds)
         verdict = compare(trained) + ("." if cfg_options else among_others(trained))
         console.print(f"Mask R-CNN, {about}", soft_wrap=True)
-        print_columns(summary(trained, detectors, HEAD), numbers=True)
+        show(*columns(summary(trained, detectors, HEAD), numbers=True))
         console.print(verdict, soft_wrap=True)
         page = work_dir / "index.html"
         html = render_runs(
@@ -297,10 +295,9 @@ def compare(runs: Sequence[TrainedRun]) -> str:
 def among_others(runs: Sequence[TrainedRun]) -> str:
     """Return how sure the difference between v2 and off is, from the committed trainings."""
     mask = mask_ap(runs)
-    if not {"off", "v2"} <= set(mask) or not TRAININGS.is_file():
+    rows = [row for row in read_rows(TRAININGS) if row["setting"] == "full"]
+    if not {"off", "v2"} <= set(mask) or not rows:
         return "."
-    with TRAININGS.open(encoding="utf-8", newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["setting"] == "full"]
     aps = {(row["arm"], row["seed"]): float(row["mask_ap"]) for row in rows}
     pairs = [(aps.get(("v2", seed)), aps.get(("off", seed))) for seed in {row["seed"] for row in rows}]
     committed = [v2 - off for v2, off in pairs if None not in (v2, off)]

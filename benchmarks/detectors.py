@@ -4,8 +4,8 @@ The detectors of README's table have random weights, because COCO's weights must
 output has a standard deviation of 1, also the offsets, and a picture has 100 detections, the configs' limit.
 """
 
-import statistics
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from benchmarks.coverage.trial import forget_weights
-from benchmarks.measure import ROOT, describe, listed, markdown, parser_of
+from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, take_turns
 from dcnzoo import models, zoo  # noqa: F401  registers dcnzoo's parts
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.detector import TorchDetector
@@ -58,15 +58,11 @@ def main() -> None:
     init_default_scope("mmdet")
     detectors = {name: build(name) for name in NAMES}
     picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
-    seconds: dict[str, list[float]] = {name: [] for name in NAMES}
-    for _ in range(1 + ROUNDS):
-        for name, detector in detectors.items():
-            before = time.process_time()
-            detections = detector(picture)
-            seconds[name].append(time.process_time() - before)
-            print(f"{name}: {seconds[name][-1]:.2f} s, {len(detections.scores)} detections", flush=True)
-    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first warms up
-    rows = [(f"`{name}`", f"{median:.1f}", f"{1 / median:.2f}") for name, median in medians.items()]
+    for name, detector in detectors.items():  # the first call warms up
+        print(f"{name}: {len(detector(picture).scores)} detections", flush=True)
+    calls = {name: (partial(detector, picture), 1) for name, detector in detectors.items()}
+    times = take_turns(calls, seconds=0, timer=time.process_time, rounds=ROUNDS)
+    rows = [(f"`{name}`", f"{timed.median:.1f}", f"{1 / timed.median:.2f}") for name, timed in times.items()]
     table = markdown([("model", "CPU seconds for a picture", "pictures per second"), *rows])
     write_text(PAGE, TEXT.format(rounds=ROUNDS, table=table, machine=f"{listed(describe())}."))
 

@@ -1,7 +1,8 @@
-"""Measure functions that take turns, describe the machine, and write tables."""
+"""What the benchmarks share: timed functions, facts about machine and code, tables, pages, CSV files."""
 
 import argparse
 import contextlib
+import csv
 import datetime
 import os
 import platform
@@ -9,6 +10,7 @@ import random
 import re
 import subprocess
 import timeit
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +22,8 @@ from dcnzoo import __version__, ops
 from dcnzoo.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+# what the benchmarks write: a change of these files does not change what is measured
+RESULTS = ("docs", "model_zoo.md", "benchmarks/coverage/*.json", "benchmarks/study/results.csv")
 
 
 def parser_of(program: str) -> argparse.ArgumentParser:
@@ -57,8 +61,7 @@ def describe(*packages: str, gpu: bool = False) -> dict[str, object]:
     model = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
     facts: dict[str, object] = {"date": datetime.date.today().isoformat()}
     if (ROOT / ".git").exists():
-        command = ("git", "-C", str(ROOT), "describe", "--always", "--dirty")
-        facts["revision"] = subprocess.check_output(command, text=True).strip()
+        facts["revision"] = revision()
     facts |= {
         "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -73,6 +76,15 @@ def describe(*packages: str, gpu: bool = False) -> dict[str, object]:
         target = "sm_" + "".join(map(str, torch.cuda.get_device_capability()))
         facts |= {"gpu": torch.cuda.get_device_name(), "target": target, "cuda": torch.version.cuda}
     return facts | versions("torch", *packages)
+
+
+def revision() -> str:
+    """Return the commit of this tree, with ``-dirty`` if files other than :data:`RESULTS` have changes."""
+    git = ("git", "-C", str(ROOT))
+    commit = subprocess.check_output((*git, "rev-parse", "--short=7", "HEAD"), text=True).strip()
+    others = (".", *(f":!{path}" for path in RESULTS))
+    changed = subprocess.call((*git, "diff", "--quiet", "HEAD", "--", *others))
+    return f"{commit}-dirty" if changed else commit
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -110,3 +122,26 @@ def replace_section(page: Path, name: str, text: str) -> None:
         raise SystemExit(f"error: {page}: expected one section <!-- {name}: … -->, found {count}")
     write_text(page, after)
     print(f"written: {page}")
+
+
+def properties(node: ElementTree.Element) -> dict[str, str]:
+    """Return what a test, or the whole run, has recorded in pytest's junit file."""
+    return {each.get("name"): each.get("value") for each in node.findall("properties/property")}
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file; none if it does not exist."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def append_row(file: Path, columns: Sequence[str], row: Mapping[str, object]) -> None:
+    """Append a row to a CSV file, or start the file. Processes may share it: the row is one write."""
+    new = not file.exists()
+    with file.open("a", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

@@ -19,7 +19,7 @@ import fnmatch
 import itertools
 import json
 import math
-import multiprocessing.pool
+import multiprocessing
 import os
 import shlex
 import statistics
@@ -28,7 +28,8 @@ import time
 import timeit
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import torch
@@ -76,35 +77,58 @@ def is_floor(contestant: str) -> bool:
 Prepared = tuple[list[Tensor], dict[int, Forward]]
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How each case is measured.
+
+    Attributes:
+        seconds: for each contestant and case.
+        copies: of the inputs. Where these lie in memory changes times more than most revisions do.
+    """
+
+    threads: list[int]
+    passes: list[str]
+    seconds: float
+    timer: Callable[[], float] = timeit.default_timer
+    rounds: int = 5
+    copies: int = 1
+
+
+def competitors(operator: str, patterns: Iterable[str], revisions: Iterable[str]) -> dict[str, Contestant]:
+    """Return dcnzoo, then the chosen contestants: other packages, or namespaces of other revisions."""
+    others = contestants(operator)
+    if revisions:
+        floors = {name: prepare for name, prepare in others.items() if is_floor(name)}
+        others = revision.contestants(operator, revisions) | floors
+    return {name: prepare for name, prepare in others.items() if name == OURS or chosen(name, patterns)}
+
+
 def measure(
-    case: Case, dtype: str, args: argparse.Namespace, pool: multiprocessing.pool.Pool | None
+    case: Case, dtype: str, contestants: Mapping[str, Contestant], settings: Settings, pool: Pool | None
 ) -> Iterator[Row | str]:
-    """Yield a row for each measurement, and the reason for each contestant that is missing."""
+    """Yield a row for each measurement, and the reason for each contestant that is missing.
+
+    Args:
+        contestants: by name; the first one, dcnzoo, has the expected result.
+        pool: whose processes measure the peak memory; None: it is not measured.
+    """
     sample = case.sample(getattr(torch, dtype))
-    competitors = contestants(case.operator)
-    if args.against:
-        floors = {name: prepare for name, prepare in competitors.items() if is_floor(name)}
-        competitors = revision.contestants(case.operator, args.against) | floors
-    # Where inputs lie in memory changes times more than most revisions do: hence several copies of them.
-    copies = 5 if args.against else 1
     prepared: dict[str, list[Prepared]] = {}
-    expected = None  # the result of dcnzoo, which is the first
-    for name, prepare in competitors.items():
-        if name != OURS and not chosen(name, args.contestants):
-            continue
+    expected = None
+    for name, prepare in contestants.items():
         try:
-            calls = [prepare_copy(prepare, sample, args.threads) for _ in range(copies)]
+            calls = [prepare_copy(prepare, sample, settings.threads) for _ in range(settings.copies)]
             with torch.no_grad():
-                output = calls[0][1][args.threads[-1]]()
+                output = calls[0][1][settings.threads[-1]]()
             expected = output if expected is None else expected
             difference = 0 if is_floor(name) else relative_difference(output, expected)
-            if difference > AGREEMENT[dtype]:
+            if not difference <= AGREEMENT[dtype]:  # also NaN
                 raise ValueError(f"different result: differs by {difference:.1e} of the largest value")
             prepared[name] = calls
         except Exception as error:
             yield f"{name}: {' '.join(str(error).split())[:160]} ({case.operator} {case.name})"
-    for mode in args.passes:
-        yield from time_pass(case, dtype, mode, prepared, args, pool)
+    for mode in settings.passes:
+        yield from time_pass(case, dtype, mode, prepared, settings, pool)
 
 
 def prepare_copy(prepare: Contestant, sample: Sample, threads: Iterable[int]) -> Prepared:
@@ -117,21 +141,21 @@ def prepare_copy(prepare: Contestant, sample: Sample, threads: Iterable[int]) ->
 
 
 def time_pass(
-    case: Case, dtype: str, mode: str, prepared: Mapping[str, list[Prepared]], args: argparse.Namespace,
-    pool: multiprocessing.pool.Pool | None,
+    case: Case, dtype: str, mode: str, prepared: Mapping[str, list[Prepared]], settings: Settings,
+    pool: Pool | None,
 ) -> Iterator[Row]:  # fmt: skip
     """Time a pass of all contestants, which take turns."""
     functions = {}
     for name, calls in prepared.items():
         with contextlib.suppress(NotImplementedError):  # no gradients
-            for threads in args.threads:
+            for threads in settings.threads:
                 runs = [passes(forwards[threads], given, mode) for given, forwards in calls]
                 functions[name, threads] = alternating(runs), threads
-    times = take_turns(functions, args.seconds, args.timer, rounds=20 if args.against else 5)
+    times = take_turns(functions, settings.seconds, settings.timer, settings.rounds)
     for (name, threads), timed in times.items():
         setting = (case.operator, case.name, case.main, dtype, mode, threads)
         row = Row(*setting, name, timed.median, timed.iqr)
-        if pool and threads == args.threads[-1] and name == OURS:
+        if pool and threads == settings.threads[-1] and name == OURS:
             row.extra = pool.apply(extra_memory, (case.operator, case.name, dtype, mode, threads))
         yield row
 
@@ -267,8 +291,8 @@ def all_cases(rows: list[Row]) -> list[list[str]]:
     return table
 
 
-def options() -> tuple[argparse.Namespace, list[Case]]:
-    """Return the options of the command line and the chosen cases; load the revisions."""
+def parse() -> tuple[argparse.Namespace, list[Case]]:
+    """Return the options of the command line and the chosen cases."""
     names = list(dict.fromkeys(case.operator for case in CASES))
     parser = parser_of(__doc__)
     add = parser.add_argument
@@ -281,19 +305,16 @@ def options() -> tuple[argparse.Namespace, list[Case]]:
     add("--passes", nargs="+", choices=PASSES, default=PASSES, metavar="PASS")
     add("--seconds", type=float, default=0.5, help="for each contestant and case (default: 0.5)")
     add("--no-memory", action="store_true", help="do not measure peak memory")
-    add("--against", nargs="+", metavar="REVISION", help="compare deform_conv2d and others with revisions")
+    add("--against", nargs="+", default=[], metavar="REVISION", help="compare operators with revisions")
     add("--out", type=Path, default=ROOT / "work_dirs/benchmarks", metavar="FOLDER")
     args = parser.parse_args()
-    args.timer = time.process_time if args.against else timeit.default_timer
-    if args.against:
-        args.no_memory, args.operators = True, args.operators or ["deform_conv2d"]
-        if not set(args.operators) <= set(revision.OPERATORS):
-            parser.error(f"--against: expected operators of {', '.join(revision.OPERATORS)}")
-        args.against = [revision.load(each) for each in args.against]
+    patterns = args.operators or (["deform_conv2d"] if args.against else ["*"])
+    if args.against and not set(patterns) <= set(revision.OPERATORS):
+        parser.error(f"--against: expected operators of {', '.join(revision.OPERATORS)}")
     cases = [
         case
         for case in CASES
-        if chosen(case.operator, args.operators or ["*"]) and chosen(case.name, args.cases)
+        if chosen(case.operator, patterns) and chosen(case.name, args.cases)
         if args.all or args.cases != ["*"] or not case.optional
     ]
     if not cases:
@@ -302,7 +323,11 @@ def options() -> tuple[argparse.Namespace, list[Case]]:
 
 
 def main() -> None:
-    args, cases = options()
+    args, cases = parse()
+    settings = Settings(args.threads, args.passes, args.seconds)
+    if args.against:
+        settings = replace(settings, timer=time.process_time, rounds=20, copies=5)
+    revisions = [revision.load(each) for each in args.against]
     facts = describe(*PACKAGES)
     print(listed(facts))
     command = shlex.join(["python", "-m", "benchmarks.ops", *sys.argv[1:]])
@@ -311,10 +336,12 @@ def main() -> None:
     problems: dict[str, None] = {}
     context = multiprocessing.get_context("forkserver")  # forks a process that has computed nothing
     context.set_forkserver_preload(["benchmarks.cases"])
-    with contextlib.nullcontext() if args.no_memory else context.Pool(1, maxtasksperchild=1) as pool:
+    without_memory = args.no_memory or args.against
+    with contextlib.nullcontext() if without_memory else context.Pool(1, maxtasksperchild=1) as pool:
         for case in cases:
+            against = competitors(case.operator, args.contestants, revisions)
             for dtype in args.dtypes:
-                for result in measure(case, dtype, args, pool):
+                for result in measure(case, dtype, against, settings, pool):
                     if isinstance(result, Row):
                         rows.append(result)
                         milliseconds = f"{result.seconds * 1e3:.3f} ms"

@@ -4,12 +4,11 @@
 
 Each training runs in a process of its own with one thread. Its row is added to the CSV file: the AP of the
 checkpoint that the training keeps as its best, the last one's, and CPU seconds. A training that the file has
-already is not run again, so that an interrupted benchmark continues. Those of a tree with changes are: their
-revision ends in -dirty, unless ``--revision`` names it.
+already is not run again, so that an interrupted benchmark continues. Those of a tree with other changes than
+results are: their revision ends in -dirty, unless ``--revision`` names it.
 """
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -18,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import ROOT, parser_of
+from benchmarks.measure import ROOT, append_row, parser_of, read_rows, revision
 from dcnzoo.zoo.own_data import ITERATIONS
 
 OUT = ROOT / "docs" / "benchmarks" / "own_data.csv"
@@ -55,36 +54,18 @@ def train(folder: Path, seed: int) -> dict[str, object]:
     }
 
 
-def read(file: Path) -> list[dict[str, str]]:
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as opened:
-        return list(csv.DictReader(opened))
-
-
-def add(file: Path, row: dict[str, object]) -> None:
-    rows = [*read(file), row]
-    partial = file.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(file)
-
-
 def main() -> None:
-    git = ("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*")
     parser = parser_of(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--revision", default=subprocess.check_output(git, text=True).strip())
+    parser.add_argument("--revision", default=revision())
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in the process of a training
     args = parser.parse_args()
     if args.one:
         print(json.dumps(train(args.folders[0], args.seeds[0])))
         return
-    known = {tuple(row[key] for key in KEYS) for row in read(args.out)}
+    known = {tuple(row[key] for key in KEYS) for row in read_rows(args.out)}
     for seed in args.seeds:
         for folder in args.folders:
             keys = dict(zip(KEYS, (folder.name, seed, 4 * ITERATIONS, args.revision), strict=True))
@@ -97,7 +78,7 @@ def main() -> None:
             row = {**keys, **json.loads(done.stdout.splitlines()[-1])}
             if not math.isfinite(row["best"]):
                 raise RuntimeError(f"{folder}: expected an AP, got {row}")
-            add(args.out, row)
+            append_row(args.out, COLUMNS, row)
             print(row, flush=True)
 
 

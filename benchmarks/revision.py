@@ -29,22 +29,22 @@ def load(revision: str) -> str:
 
     Their namespaces are renamed, so that one process can load several libraries.
     """
-    tree = checkout(revision, renamed=True)
+    tree = built(revision)
     torch.ops.load_library(tree / LIBRARY)
     return f"dcnzoo_{tree.name}"
 
 
-def checkout(revision: str, renamed: bool = False) -> Path:
-    """Return the folder of a revision with its compiled operators; the first call builds them, in minutes."""
+def built(revision: str) -> Path:
+    """Return the folder of a revision, named by its commit; the first call builds it, in minutes."""
     git = ("git", "-C", str(ROOT))
     parse = (*git, "rev-parse", "--short=7", f"{revision}^{{commit}}")
     commit = subprocess.check_output(parse, text=True).strip()
-    tree = ROOT / "build" / ("revisions" if renamed else "trees") / commit
+    tree = ROOT / "build" / "revisions" / commit
     if not (tree / LIBRARY).exists():
         tree.mkdir(parents=True, exist_ok=True)
         archive = subprocess.check_output((*git, "archive", commit))
         subprocess.run(("tar", "-x", "-C", tree), input=archive, check=True)
-        for source in (tree / "ops").rglob("*.*") if renamed else ():
+        for source in (tree / "ops").rglob("*.*"):
             text = source.read_text(encoding="utf-8")
             source.write_text(re.sub(r"\bdcnzoo\b", f"dcnzoo_{commit}", text), encoding="utf-8")
         build = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")

@@ -42,7 +42,6 @@ REFUSED = {
     "tract": TWO_STAGES | {"Deformable DETR"},
 }
 COMPLETE = "mnn"  # runs complete files, with NMS; the others run raw outputs if a detector has them
-MARK = "<!-- the table: nox -s runtimes -->"
 Outputs = dict[str, np.ndarray]
 
 
@@ -252,14 +251,12 @@ def problems(contents: dict[str, dict]) -> Iterator[str]:
                 yield f"{runtime}: {detector}: {cell(row)}"
 
 
-def table(contents: dict[str, dict]) -> Iterator[str]:
-    """Yield the lines of the table: a row per detector, a column per runtime."""
+def table(contents: dict[str, dict]) -> Iterator[list[str]]:
+    """Yield the head of the table, with a column per runtime, and a row per detector."""
     cells = {(row["runtime"], row["detector"]): row for each in contents.values() for row in each["rows"]}
-    heads = [f"{name} {' '.join(each['versions'].values())}" for name, each in contents.items()]
-    yield f"| | {' | '.join(heads)} |"
-    yield f"|---{'|---' * len(heads)}|"
+    yield ["", *(f"{name} {' '.join(each['versions'].values())}" for name, each in contents.items())]
     for detector in DETECTORS:
-        yield f"| {detector} | {' | '.join(cell(cells.get((name, detector))) for name in contents)} |"
+        yield [detector, *(cell(cells.get((name, detector))) for name in contents)]
 
 
 def cell(row: dict | None) -> str:
@@ -278,8 +275,8 @@ if __name__ == "__main__":
     elif task == "run":
         run(arguments[0], Path(arguments[1]))
     else:
-        page = Path(arguments[1])
-        head, _, _ = page.read_text().partition(MARK)
+        from benchmarks.measure import markdown, replace_section  # the runtimes have no torch
+
         contents = read(Path(arguments[0]))
-        page.write_text("\n".join([head + MARK, "", *table(contents), ""]))
+        replace_section(Path(arguments[1]), "runtimes", markdown(table(contents)))
         sys.exit("\n".join(problems(contents)) or None)

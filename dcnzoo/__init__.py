@@ -114,13 +114,13 @@ def load(
 
     require_device(device)
     from dcnzoo.openmmlab.detector import TorchDetector
-    from dcnzoo.openmmlab.runs import execute
+    from dcnzoo.openmmlab.runs.build import build_model
     from dcnzoo.openmmlab.runs.recipe import Recipe
     from dcnzoo.zoo.source import resolve
 
     source = resolve(model, checkpoint)
     weights = source.read_weights()
-    network = execute.build(Recipe.read(source.config, cfg_options), weights, device=device, **loading)
+    network = build_model(Recipe.read(source.config, cfg_options), weights, device=device, **loading)
     detector = TorchDetector(network, score_threshold, channels_last, precision)
     detector.name = Path(model).name
     return detector
@@ -135,5 +135,5 @@ def _load_exported(
     defaults = inspect.signature(load).parameters
     for name, value in others.items():
         if value not in (defaults[name].default, {}):
-            raise ValueError(f"{name}: expected none with an exported file, got {value!r}")
+            raise ValueError(f"{name}: not allowed with an exported file")
     return ExportedDetector(model, **settings)

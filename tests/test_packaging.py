@@ -361,6 +361,12 @@ def test_the_cuda_library_that_fits_torch_is_loaded(tmp_path, monkeypatch, built
         assert not loaded and "CUDA 13" in problems["cuda"] and "12.8" in problems["cuda"]
 
 
+def test_the_compiler_of_the_cuda_library_may_have_a_launcher(setup_py, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "env g++ -O0")
+    stub = setup_py["stand_in_for_libtorch_cuda"](tmp_path)
+    assert (stub / "libtorch_cuda.so").exists()
+
+
 def test_nothing_is_compiled_on_windows(setup_py, monkeypatch, capsys):
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.delenv("DCNZOO_BUILD", raising=False)

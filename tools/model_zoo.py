@@ -5,18 +5,21 @@
 
 import argparse
 import re
-import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dcnzoo.cli import one_line_errors
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo.description import operators_of
 from dcnzoo.zoo.index import Model, find, models
+
+if TYPE_CHECKING:
+    from mmengine.model import BaseModel
 
 INTRODUCTION = """\
 # Model zoo
@@ -37,8 +40,7 @@ and speed:
 - `published (…)`: the figures of the named publisher. dcnzoo has not measured them again.
   [`dcnzoo reproduce`](docs/zoo.md#reproduce-a-paper) evaluates the weights and compares the result with the
   published one.
-- `measured (machine, date, command)`: measured by dcnzoo, with the command that repeats the measurement. `±`
-  is the standard deviation over seeds.
+- `measured (machine, date, command)`: measured by dcnzoo, with the command that repeats the measurement.
 
 **Columns**
 
@@ -139,15 +141,15 @@ def speed(model: Model) -> str:
 def measure() -> None:
     """Add the entries that models of dcnzoo lack to their metafiles."""
     from dcnzoo.openmmlab.flops import count
-    from dcnzoo.openmmlab.runs import execute
+    from dcnzoo.openmmlab.runs.build import build_model
     from dcnzoo.openmmlab.runs.recipe import Recipe
 
-    unit = execute.build(Recipe.read(find("faster-rcnn_r50_fpn_1x_coco").config))
+    unit = build_model(Recipe.read(find("faster-rcnn_r50_fpn_1x_coco").config))
     for model in models():
         complete = model.metadata.keys() >= {CPU_TIME, PARAMETERS, FLOPS}
         if complete or model.package != "dcnzoo" or model.config.parent.name == "demo":
             continue
-        built = execute.build(Recipe.read(model.config))
+        built = build_model(Recipe.read(model.config))
         ((operations, _),) = count(built)
         entries = {
             CPU_TIME: round(relative_time(built, unit), 2),
@@ -159,23 +161,18 @@ def measure() -> None:
         print(f"{model.name}: {entries}", flush=True)
 
 
-def relative_time(model: Callable, unit: Callable, rounds: int = 5) -> float:
-    """Return the median ratio of two detectors' times for a picture on one thread, taking turns."""
+def relative_time(model: "BaseModel", unit: "BaseModel") -> float:
+    """Return the ratio of two detectors' median times for a picture on one thread, taking turns."""
     import torch
 
+    from benchmarks.measure import take_turns
     from dcnzoo.openmmlab.flops import random_batch
 
-    torch.set_num_threads(1)
-    batch, ratios = random_batch(800, 1333), []
-    for _ in range(rounds + 1):  # the first is a warm-up
-        seconds = []
-        for each in (model, unit):
-            start = time.perf_counter()
-            with torch.no_grad():
-                each.test_step(batch)
-            seconds.append(time.perf_counter() - start)
-        ratios.append(seconds[0] / seconds[1])
-    return statistics.median(ratios[1:])
+    batch = random_batch(800, 1333)
+    with torch.no_grad():
+        calls = {each: (partial(each.test_step, batch), 1) for each in (model, unit)}
+        times = take_turns(calls, seconds=0)
+    return times[model].median / times[unit].median
 
 
 def add_metadata(file: Path, name: str, entries: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 from benchmarks.conformance.runtimes import PACKAGES
-from benchmarks.measure import ROOT, markdown, replace_section
+from benchmarks.measure import ROOT, markdown, properties, replace_section
 
 TABLES = (("float32", "fixed"), ("float32", "dynamic"), ("float16", "fixed"))
 
@@ -19,11 +19,11 @@ TABLES = (("float32", "fixed"), ("float32", "dynamic"), ("float16", "fixed"))
 def text(suite: ElementTree.Element) -> str:
     rows, environments, notes = {}, {}, []
     for test in suite.iter("testcase"):
-        properties = {each.get("name"): each.get("value") for each in test.iter("property")}
-        if "result" in properties:
-            case = tuple(properties["case"].split("|"))  # operator, form, runtime, type, size
-            rows[case] = properties["result"]
-            environments.setdefault(properties["environment"], set()).add(case[2])
+        values = properties(test)
+        if "result" in values:
+            case = tuple(values["case"].split("|"))  # operator, form, runtime, type, size
+            rows[case] = values["result"]
+            environments.setdefault(values["environment"], set()).add(case[2])
     date = suite.get("timestamp", "")[:10]
     columns = [name for name in PACKAGES if any(name in names for names in environments.values())]
     parts = [

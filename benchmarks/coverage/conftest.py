@@ -3,20 +3,26 @@
 ``--group 2/24`` runs the second 24th of the families.
 """
 
-import subprocess
 from collections.abc import Callable
 
 import pytest
 
 from benchmarks.coverage.trial import is_ok
-from benchmarks.measure import ROOT, listed, versions
+from benchmarks.measure import listed, revision, versions
 
 PACKAGES = (
     *("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"),
-    *("mmsegmentation", "mmpose", "mmpretrain", "mmocr", "mmyolo", "mmrotate", "mmagic", "numpy", "onnx"),
-    *("onnxscript", "onnxruntime", "openvino", "timm", "torchvision", "transformers", "diffusers"),
-    *("segmentation-models-pytorch", "monai", "dynamic-network-architectures", "ultralytics", "fvcore"),
-    *("fairscale", "lap", "motmetrics", "scikit-image", "scikit-learn"),  # required by some families
+    *("numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "mmsegmentation", "mmpretrain"),
+    *(
+        "timm",
+        "torchvision",
+        "transformers",
+        "fairscale",
+        "lap",
+        "motmetrics",
+        "scikit-image",
+        "scikit-learn",
+    ),
 )
 
 
@@ -36,12 +42,10 @@ def installed(record_testsuite_property: Callable) -> None:
 
 @pytest.fixture
 def record(record_property: Callable) -> Callable[[str, str, str], None]:
-    command = ("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
-    revision = subprocess.check_output(command, text=True).strip()
-
-    def record(*row: str) -> None:
-        for name, value in zip(("family", "config", "result", "revision"), (*row, revision), strict=True):
+    def record(family: str, config: str, result: str) -> None:
+        row = {"family": family, "config": config, "result": result, "revision": revision()}
+        for name, value in row.items():
             record_property(name, value)
-        assert is_ok(row[2]), row[2]
+        assert is_ok(result), result
 
     return record

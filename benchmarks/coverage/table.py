@@ -17,7 +17,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from benchmarks.coverage.trial import is_ok
-from benchmarks.measure import ROOT, parser_of, replace_section
+from benchmarks.measure import ROOT, markdown, parser_of, properties, replace_section
 from dcnzoo.utils.files import write_text
 
 Rows = dict[str, dict[str, str]]  # family → config, result, revision, versions, date
@@ -30,7 +30,7 @@ PACKAGE = r"(?:No module named '|to install |by: pip install |^ImportError: Plea
 def read(file: Path) -> Rows:
     rows, installed = {}, ""
     for node in ElementTree.parse(file).iter():
-        values = {each.get("name"): each.get("value") for each in node.findall("properties/property")}
+        values = properties(node)
         installed = values.get("versions", installed)
         if "result" in values:
             date = time.strftime("%Y-%m-%d")
@@ -70,15 +70,15 @@ def families(trained: Rows, exported: Rows) -> str:
         package = re.search(PACKAGE, row["result"])
         key = (short(row["result"]), short(export), package[1] if package else "")
         groups.setdefault(key, []).append(family)
-    lines = ["| families | build, train | ONNX, OpenVINO | need |", "|---|---|---|---|"]
+    lines = [("families", "build, train", "ONNX, OpenVINO", "need")]
 
     def order(group: tuple[tuple[str, str, str], list[str]]) -> tuple[bool, int, str]:
         (_, export, package), names = group
         return export.startswith("no"), -len(names), f"{export} {package}"
 
     for key, names in sorted(groups.items(), key=order):
-        lines.append(f"| {', '.join(sorted(names))} | {' | '.join(key)} |")
-    return "\n".join(lines)
+        lines.append((", ".join(sorted(names)), *key))
+    return markdown(lines)
 
 
 def counts(rows: Rows) -> str:

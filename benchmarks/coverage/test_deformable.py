@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.coverage import trial
-from benchmarks.coverage.test_mmdet import detections, use_small_bert
-from benchmarks.coverage.trial import ROOT, apart, configs_in, expect, finite, image_size
+from benchmarks.coverage.families import configs_in
+from benchmarks.coverage.trial import apart, detections, expect, finite, image_size, use_small_bert
+from benchmarks.measure import ROOT
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.utils.folders import mim_folder
@@ -97,7 +98,7 @@ def try_out(cfg: Config) -> None:
         expect(bool(calls.count) == bool(own), f"{calls.count} calls of dcnzoo's operators in the prediction")
         expect(all(map(finite, trial.tensors(predictions))), "predictions are not finite")
         with _Calls() as calls:
-            loss = trial.train(model, cfg, detections(model, 2, size))["loss"]
+            loss = trial.train(model, cfg, detections(model, 2, size))
     expect(calls.count > 0, "no call of dcnzoo's operators in the training step")
     expect(loss > 0, f"the loss is {loss}")
     for name, parameters in learns.items():

@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from benchmarks.coverage.test_mmdet import FAMILIES
+from benchmarks.coverage.families import FAMILIES
 from benchmarks.coverage.trial import apart, expect, image_size, prepare, read
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.session import Session

@@ -1,15 +1,15 @@
-"""Try one config per family: models without weights, small images, one process per trial."""
+"""Try a config: a model without weights, small images, a process per trial."""
 
 import copy
 import importlib
 import multiprocessing
-import re
 import resource  # noqa: TID251  these trials are forked, which Windows cannot do either
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from mmdet.testing import demo_mm_inputs
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs, demo_mm_proposals
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import revert_sync_batchnorm
@@ -18,53 +18,13 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from benchmarks.measure import ROOT
 from dcnzoo.utils.folders import mim_folder
 
-ROOT = Path(__file__).resolve().parents[2]
 OF_A_USER = "_base_ = '{}'\ncustom_imports = dict(imports={})\n"
 PRETRAINED = ("pretrained", "teacher_ckpt", "checkpoint")  # and init_cfg=dict(checkpoint=…)
-SIZES = ("r50_", "r50-", "tiny", "-t_", "-t-", "r18")
-NO_MODELS = ("_base_", "common", "deploy")  # only base configs, or configs for mmdeploy
+TEXTS = ("a cat", "dog", "red car")
 SECONDS, MEMORY = 600, 12 << 30  # limits of a trial: seconds, bytes
-
-
-# Families
-
-
-def configs_in(folder: Path) -> list[Path]:
-    """List the configs in a folder, relative to it, without base configs."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*.py"))
-    return sorted(path for path in paths if "_base_" not in path.parts)
-
-
-def families(
-    package: str, representatives: dict[str, str], pattern: str = "", depth: int = 1
-) -> Iterator[tuple[str, str]]:
-    """Yield each folder of a package's configs and the config that represents it.
-
-    Args:
-        representatives: configs of the families for which :func:`representative` would choose badly.
-        pattern: a regular expression of the families.
-        depth: number of nested folders that name a family.
-    """
-    names: dict[str, list[str]] = {}
-    for path in configs_in(mim_folder(package) / "configs"):
-        family = "/".join(path.parts[:depth])
-        part = len(path.parts) <= depth or family in NO_MODELS or path.name.startswith("_")
-        if not part and re.search(pattern, family):
-            names.setdefault(family, []).append("/".join(path.parts[depth:]))
-    for family in sorted(names):
-        yield family, f"{package}::{family}/{representatives.get(family) or representative(names[family])}"
-
-
-def representative(names: list[str]) -> str:
-    """Choose the smallest and simplest config by its name; avoid subfolders if possible."""
-
-    def key(name: str) -> tuple:
-        sizes = [i for i, size in enumerate(SIZES) if size in name]
-        return name.count("/"), min(sizes, default=len(SIZES)), len(name), name
-
-    return min(names, key=key)
 
 
 # Models and inputs
@@ -102,19 +62,34 @@ def forget_weights(node: object) -> None:
             forget_weights(value)
 
 
-def build(cfg: Config, package: str = "mmdet") -> nn.Module:
-    models = importlib.import_module(f"{package}.registry").MODELS
+def use_small_bert(cfg: Config, folder: Path) -> None:
+    """Write a BERT with random weights and a vocabulary of letters; the real one would be a download."""
+    if "language_model" not in cfg.model:
+        return
+    cfg.model.language_model.name = str(folder)
+    if "lang_model_name" in cfg.model.bbox_head:
+        cfg.model.bbox_head.lang_model_name = str(folder)
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", *letters, *(f"##{c}" for c in letters)]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(words))).save_pretrained(folder)
+
+
+def build(cfg: Config) -> nn.Module:
     if "data_preprocessor" in cfg:  # as in mmengine's Runner
         cfg.model.setdefault("data_preprocessor", cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(package):
-        return models.build(copy.deepcopy(cfg.model))  # DINO modifies its config
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return MODELS.build(copy.deepcopy(cfg.model))  # DINO modifies its config
 
 
-def prepare(cfg: Config, package: str = "mmdet") -> nn.Module:
+def prepare(cfg: Config) -> nn.Module:
     """Build a model with initial weights, in the state before a Runner's first step."""
     torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope(package):
-        model = revert_sync_batchnorm(build(cfg, package))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = revert_sync_batchnorm(build(cfg))
         model.init_weights()
     for count in ("epoch", "iter"):  # read by TOOD, BoxInst and YOLOX
         MessageHub.get_current_instance().update_info(count, 0)
@@ -131,14 +106,18 @@ def image_size(cfg: Config) -> int:
     return 256 if is_yolox or cfg.model.get("num_queries", 0) > 300 else 128
 
 
-def images(number: int, size: int = 128, alike: bool = False, **options: object) -> dict:
-    """Return random images with all kinds of annotations: one tall and one wide, or ``alike``."""
-    short = size * 3 // 4
-    sizes, objects = [[3, size, short], [3, short, size]][:number], [2, 1][:number]
-    if alike:
-        sizes = sizes[:1] * number
-    annotated = dict(num_items=objects, num_classes=3, with_mask=True, with_semantic=True)
-    return demo_mm_inputs(number, sizes, **annotated, **options)
+def detections(model: nn.Module, number: int, size: int) -> dict:
+    """Return random images with all kinds of annotations, texts for grounding detectors, and proposals for
+    detectors without an RPN.
+    """
+    shapes = [[3, size, size * 3 // 4]] * number
+    annotated = dict(num_items=[2, 1][:number], num_classes=3, with_mask=True, with_semantic=True)
+    batch = demo_mm_inputs(number, shapes, **annotated, texts=[TEXTS] * number, custom_entities=True)
+    for sample, proposals in zip(batch["data_samples"], demo_mm_proposals(shapes, 20), strict=True):
+        if not getattr(model, "with_rpn", True):
+            sample.proposals = proposals
+        sample.gt_instances.labels.zero_()  # a class that every detector has
+    return batch
 
 
 def tensors(node: object) -> Iterator[Tensor]:
@@ -184,20 +163,17 @@ def predict(model: nn.Module, batch: dict) -> list:
     return predictions
 
 
-def train(model: nn.Module, cfg: Config, batch: dict) -> dict[str, Tensor]:
-    """Train for one step with the config's optimizer; return the losses.
+def train(model: nn.Module, cfg: Config, batch: dict) -> Tensor:
+    """Train for one step with the config's optimizer; return the sum of the losses.
 
     Raises:
-        AssertionError: there are no losses, or one is not finite.
+        AssertionError: it is not finite.
     """
     model.train()
     logged = model.train_step(batch, build_optim_wrapper(model, cfg.optim_wrapper))
-    names = ["loss"] if "loss" in logged else logged  # the sum of the losses, which GANs do not have
-    losses = {name: logged[name] for name in names if isinstance(logged[name], Tensor)}
-    expect(len(losses) > 0, "no losses")
-    for name, value in losses.items():
-        expect(finite(value), f"{name} is {value}")
-    return losses
+    loss = logged["loss"]
+    expect(finite(loss), f"the loss is {loss}")
+    return loss
 
 
 def apart(trial: Callable[[], str | None], seconds: float = SECONDS, memory: int = MEMORY) -> str:

@@ -19,7 +19,7 @@ without the flush. *Error*: of the output, relative to the compiled kernels in f
 Float32 is TF32 in the part `benchmark`, and not in `without_library`.
 
 *dcnzoo*: compiled kernels; *dcnzoo fused*: those in Triton; *dcnzoo Triton*: these
-without the compiled library; *deformops*: that package's, in Triton; *F.conv2d*: cuDNN's ordinary
+without the compiled library; *F.conv2d*: cuDNN's ordinary
 convolution; *grid_sample*: the same formula in plain PyTorch.
 
 Tests on this GPU: {tests}.
@@ -52,16 +52,16 @@ def rows(file: Path, time: str) -> list[Row]:
     main = {(case.operator, case.name) for case in CASES if case.main}
     return [
         Row(
-            job["operator"],
-            job["case"],
-            (job["operator"], job["case"]) in main,
-            job["dtype"],
-            job["mode"],
-            1,
-            job["contestant"].removesuffix(" compiled"),
-            result[time] / 1e6,
-            (result.get("p80_us", 0) - result.get("p20_us", 0)) / 1e6,
-            result.get("bytes"),
+            operator=job["operator"],
+            case=job["case"],
+            main=(job["operator"], job["case"]) in main,
+            dtype=job["dtype"],
+            mode=job["mode"],
+            threads=1,
+            contestant=job["contestant"].removesuffix(" compiled"),
+            seconds=result[time] / 1e6,
+            iqr=(result.get("p80_us", 0) - result.get("p20_us", 0)) / 1e6,
+            extra=result.get("bytes"),
         )
         for job, result in results(file)
         if time in result
@@ -84,7 +84,7 @@ def errors(file: Path) -> list[list[object]]:
 def main(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     machine = report["machine"]
-    file = folder / "operators.jsonl"
+    file = folder / "benchmark.jsonl"
     without = folder / "without_library.jsonl"
     measured = [*rows(file, "us"), *rows(without, "us")]
     auto = json.loads((folder / "configs.json").read_text())[machine["target"]]["auto"]

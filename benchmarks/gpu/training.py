@@ -22,9 +22,10 @@ from benchmarks.measure import ROOT, take_turns
 from dcnzoo.data.reading import read
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.options import RunOptions
-from dcnzoo.openmmlab.runs.execute import build_runner
-from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
+from dcnzoo.openmmlab.runs.build import build_runner
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, RunConfig
 from dcnzoo.openmmlab.runs.start import Start
+from dcnzoo.zoo.config_writer import Choice
 from dcnzoo.zoo.own_data import write_data
 
 MODEL = ROOT / "configs" / "dcnv2" / "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
@@ -37,7 +38,7 @@ def make_config(data: Path | None, folder: Path, rehearse: bool) -> Config:
     if data is None:
         data = folder / "shapes"
         make_shapes(data, ShapesSpec(train=8, val=2) if rehearse else ShapesSpec())
-    config, _ = write_data(read(data).split(), folder / "own", str(MODEL))
+    config = write_data(read(data).split(), folder / "own", Choice(model=str(MODEL)))
     recipe = Recipe.read(config, required=TRAINING)
     cfg = recipe.with_options(RunOptions(work_dir=folder / "work")).cfg
     cfg.log_level, cfg.randomness = "WARNING", {"seed": 0}
@@ -115,7 +116,7 @@ def train(cfg: Config, iterations: int, batch: int) -> dict:
     ]
     cfg.default_hooks.checkpoint = None  # no files
     cfg.experiment_name = "training"
-    runner = build_runner(cfg, Start(), training=Recipe(cfg))
+    runner = build_runner(cfg, Start(), training=RunConfig(cfg))
     start = time.monotonic()
     runner.train()
     seconds, scalars = time.monotonic() - start, runner.message_hub.log_scalars

@@ -9,7 +9,6 @@ keeps its entry.
 import datetime
 import json
 import math
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -159,8 +158,8 @@ def flushed(function: Callable[[], object], device: str) -> dict[str, float]:
     return {"us": 1e3 * median, "p20_us": 1e3 * low, "p80_us": 1e3 * high}
 
 
-def write_table(journal: Path, table: dict, path: Path, rehearse: bool) -> None:
-    """Replace the lists of candidates that were measured completely, and write the table."""
+def set_block_sizes(journal: Path, table: dict, rehearse: bool) -> None:
+    """Replace the lists of candidates in the table that were measured completely."""
     entry = dict(table.get(target(), table["default"]))
     measured = []
     for kernel in MORE:
@@ -177,7 +176,7 @@ def write_table(journal: Path, table: dict, path: Path, rehearse: bool) -> None:
             f"{', '.join(measured)}: measured on {where}, torch {torch.__version__}, "
             f"Triton {triton.__version__}, {datetime.date.today().isoformat()}"
         )
-    save({**table, target(): entry}, path)
+    table[target()] = entry
 
 
 def choose(
@@ -202,14 +201,18 @@ def choose(
     return sorted(fastest, key=lambda config: math.prod(config[:3]), reverse=True)
 
 
-def save(table: dict, path: Path) -> None:
-    """Write one line per kernel, so that changes are readable in a diff."""
+def save(table: dict, folder: Path, rehearse: bool) -> None:
+    """Write the table to the folder of the results and, unless it is rehearsed, into the package.
+
+    It has one line per kernel, so that changes are readable in a diff.
+    """
     entries = []
     for name, entry in table.items():
         rows = (f'  "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in entry.items())
         entries.append(f' "{name}": {{\n' + ",\n".join(rows) + "\n }")
-    write_text(path, "{\n" + ",\n".join(entries) + "\n}\n")
-    print(f"written: {path}", flush=True)
+    for path in [folder / "configs.json"] if rehearse else [folder / "configs.json", available.TABLE]:
+        write_text(path, "{\n" + ",\n".join(entries) + "\n}\n")
+        print(f"written: {path}", flush=True)
 
 
 def main() -> None:
@@ -217,10 +220,8 @@ def main() -> None:
     journal, args = Journal.of_command_line()
     table = json.loads(available.TABLE.read_text())
     if args.step == "write":
-        out = args.file.with_name("configs.json")
-        write_table(args.file, table, out, args.rehearse)
-        if not args.rehearse:
-            shutil.copy(out, available.TABLE)
+        set_block_sizes(args.file, table, args.rehearse)
+        save(table, args.file.parent, args.rehearse)
         return
     every = [
         (kernel, kind, config)

@@ -8,9 +8,9 @@ from functools import cache, partial
 
 import torch
 
-from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, _convolution, operators, ours
+from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, convolution, operators, ours
+from benchmarks.gpu.benchmark import measure, sample
 from benchmarks.gpu.journal import Journal
-from benchmarks.gpu.operators import measure, sample
 from dcnzoo.ops import with_cuda
 
 DTYPES = ("bfloat16", "float32")
@@ -20,8 +20,8 @@ CHOSEN = (
     ("roi_align", "box-head"), ("nms", "1000"), ("nms", "10000"),
 )  # fmt: skip
 BY_NAME = {(case.operator, case.name): case for case in CASES}
-DEPTHWISE = partial(_convolution, "depthwise", 2, 256, (50, 84), groups=256)
-NARROW = partial(_convolution, "narrow", 2, 256, (50, 84), groups=32)
+DEPTHWISE = partial(convolution, "depthwise", 2, 256, (50, 84), groups=256)
+NARROW = partial(convolution, "narrow", 2, 256, (50, 84), groups=32)
 MORE = [
     Case("deform_conv2d", "depthwise", "", DEPTHWISE),
     Case("deform_conv2d", "narrow", "", NARROW),

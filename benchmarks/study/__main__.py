@@ -8,11 +8,10 @@ and its pictures.
 import argparse
 import multiprocessing
 import os
-import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.measure import ROOT, describe
+from benchmarks.measure import ROOT, describe, revision
 from benchmarks.study import page, training
 
 
@@ -22,13 +21,9 @@ def work(args: argparse.Namespace) -> None:
     rows = training.read()
     runs = [run for run in training.PLAN if args.data or run.setting not in ("bccd", training.TIMED)]
     queue = training.pending(runs, rows)
-    git, facts = ("git", "-C", str(ROOT)), describe()
-    commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
-    code = (".", f":!{training.RESULTS.relative_to(ROOT)}")  # without the rows of earlier runs
-    if subprocess.call([*git, "diff", "--quiet", "HEAD", "--", *code]):
-        commit += "-dirty"
+    facts = describe()
     machine = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores']} cores"
-    columns = {"commit": commit, "machine": machine, "torch": facts["torch"]}
+    columns = {"commit": revision(), "machine": machine, "torch": facts["torch"]}
     print(f"{len(queue)} trainings are left", flush=True)
     # a process per training, forked from this one, which has imported everything
     with multiprocessing.get_context("fork").Pool(args.processes, maxtasksperchild=1) as pool:

@@ -1,6 +1,5 @@
 """The trainings of plan.md in the order of execution, their configs, and the table of results."""
 
-import csv
 import dataclasses
 import statistics
 import time
@@ -15,11 +14,11 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from benchmarks.measure import ROOT
+from benchmarks.measure import ROOT, append_row, read_rows
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.models import DCNv2
-from dcnzoo.openmmlab.runs.execute import build_runner
-from dcnzoo.openmmlab.runs.recipe import Recipe
+from dcnzoo.openmmlab.runs.build import build_runner
+from dcnzoo.openmmlab.runs.recipe import RunConfig
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
 
@@ -94,15 +93,12 @@ PLAN = (
 
 def read() -> list[Row]:
     """Read the results without a line that is still being written."""
-    with RESULTS.open(encoding="utf-8", newline="") as lines:
-        return [row for row in csv.DictReader(lines) if row["torch"]]
+    return [row for row in read_rows(RESULTS) if row["torch"]]
 
 
 def append(row: dict[str, object]) -> None:
     """Write a row with the time, UTC. Rows before 2026-11-26 have none."""
-    row = {**row, "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
-    with RESULTS.open("a", encoding="utf-8", newline="") as stream:  # one write, when it is closed
-        csv.DictWriter(stream, COLUMNS, lineterminator="\n").writerow(row)
+    append_row(RESULTS, COLUMNS, {**row, "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})
 
 
 def average(row: Row) -> float:
@@ -250,7 +246,7 @@ def train(run: Run, rate: float, work_dir: Path, data: Path | None, columns: dic
     torch.set_num_threads(1)
     split = "val" if run.stage == "search" else "test"
     cfg = config(run, rate, work_dir, data)
-    runner = build_runner(cfg, Start(), training=Recipe(cfg))
+    runner = build_runner(cfg, Start(), training=RunConfig(cfg))
     hook = RecordHook({**columns, **run.columns, "rate": rate}, None if run.epochs else BUDGET)
     runner.register_hook(hook)
     try:

@@ -227,8 +227,6 @@ class InternImage(Classifier):
             refuse(self, "out_indices", f"numbers from 0 to {levels - 1}", tuple(out_indices))
         if not -1 <= frozen_stages <= levels:
             refuse(self, "frozen_stages", f"-1 to {levels}", frozen_stages)
-        if min(depths, default=0) < 1:
-            refuse(self, "depths", "at least 1 block on each level", tuple(depths))
         if not 0 <= drop_path_rate < 1:
             refuse(self, "drop_path_rate", "at least 0 and below 1", drop_path_rate)
         if drop_path_type not in ("linear", "uniform"):

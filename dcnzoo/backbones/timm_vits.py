@@ -68,21 +68,25 @@ def read_weights(file: str) -> dict[str, Any]:
     return {} if file.endswith(".npz") else load_state_dict(file)
 
 
-def load_file(vit: Any, file: str, state: Mapping[str, Any]) -> list[str]:
-    """Load a file, with or without a classifier, into the ViT. Return the parameters that it lacks."""
+def with_weights(source: bool | str, state: Mapping[str, Any], **options: Any) -> tuple[Any, list[str]]:
+    """Return a ViT with weights, and the names of its parameters that have none.
+
+    Args:
+        source: True: timm's weights. Or the file of ``state``, which :func:`read_weights` has returned.
+        options: arguments of ``timm.create_model``.
+    """
+    vit: Any = create(pretrained=source is True, **options)
     if not state:
-        vit.load_pretrained(file)
-        return []
-    converted = sys.modules[type(vit).__module__].checkpoint_filter_fn(state, vit)
-    return vit.load_state_dict(converted, strict=False).missing_keys
-
-
-def warn_of_resized_patches(vit: Any, state: Mapping[str, Any], source: bool | str) -> None:
+        if source is not True:
+            vit.load_pretrained(source)
+        return vit, []
     sizes = (v.shape[-1] for key, v in state.items() if key.endswith("patch_embed.proj.weight"))
     size, own_size = next(sizes, None), vit.patch_embed.proj.kernel_size[0]
     if size not in (None, own_size):
         text = f"patches of {size} × {size} are resized to {own_size} × {own_size}"
         warnings.warn(f"ViTAdapter: pretrained: {source}: {text}", stacklevel=3)
+    converted = sys.modules[type(vit).__module__].checkpoint_filter_fn(state, vit)
+    return vit, vit.load_state_dict(converted, strict=False).missing_keys
 
 
 def address_hint(name: str) -> str:

@@ -353,15 +353,13 @@ class ViTAdapter(nn.Module):
                 own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
                 self.load_state_dict(own)
                 return
-            vit: Any = timm_vits.create(pretrained=source is True, **options)
-            unset = [] if source is True else timm_vits.load_file(vit, str(source), state)
+            vit, unset = timm_vits.with_weights(source, state, **options)
         except Exception as error:  # timm, torch and the Hub raise errors of many types
             expected = "a file of weights, False for random ones, or True with access to timm's on the Hub"
             # shortened: for weights of another ViT, torch's message names each parameter
             text = textwrap.shorten(f"{type(error).__name__} {error}", 300, placeholder=" …")
             address = timm_vits.address_hint(options["model_name"]) if source is True else ""
             refuse(self, "pretrained", expected, f"{source!r}: {text}{address}")
-        timm_vits.warn_of_resized_patches(vit, state, source)
         _set_patches_and_windows(vit, self.windows, self.pad_input)
         loaded = {key: value for key, value in vit.state_dict().items() if key not in unset}
         missing, _ = self.load_state_dict(loaded, strict=False)

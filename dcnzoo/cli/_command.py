@@ -25,11 +25,14 @@ class Several(click.Option):
 
 
 class Command(click.Command):
-    """A command with options of :class:`Several` values. In errors of the library, it replaces the names of
-    arguments by options.
+    """A command with options of :class:`Several` values.
+
+    The functions that commands call name their own arguments in errors: ``work_dir: expected …``. Here, and
+    only here, errors get the words of the command line: :meth:`with_flags`.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat an option of several values before each of them, as click expects, and parse the words."""
         options = [param for param in self.params if isinstance(param, Several)]
         several = {flag: option.accepts for option in options for flag in option.opts}
         words: list[str] = []
@@ -37,12 +40,11 @@ class Command(click.Command):
         for word in args:
             if word.startswith("-"):
                 last = word.partition("=")[0]
-            elif words[-1:] == [last]:
-                pass  # its first value
-            elif last in several and several[last](word):
-                words.append(last)  # click takes one value for each option
-            else:
-                last = ""
+            elif words[-1:] != [last]:  # not the option's first value
+                if last in several and several[last](word):
+                    words.append(last)
+                else:
+                    last = ""
             words.append(word)
         return super().parse_args(ctx, words)
 
@@ -74,7 +76,7 @@ class Command(click.Command):
             on, off = param.opts[0], (param.secondary_opts or param.opts)[0]
             if isinstance(param, click.Argument):
                 on = off = (param.metavar or on).strip("[].").upper()
-                typed[on.lower()] = on, off
+                typed[on.lower()] = on, off  # also by what is typed: IMAGE for ``images`` and ``image``
             typed.setdefault(str(param.name), (on, off))  # a hidden option comes after the one it repeats
         return typed
 
@@ -82,13 +84,26 @@ class Command(click.Command):
     def _names(self) -> re.Pattern[str]:
         """A parameter's name, perhaps with a value, but not in a path or in the name of a setting."""
         names = "|".join(map(re.escape, sorted(self._typed, key=len, reverse=True)))
-        value = r"""=[\['"]*(?P<value>\S*?)[]'"]*(?=[,;:.]?(?:\s|$))"""
-        return re.compile(rf"(?<![\w./=-])(?P<name>{names})(?:{value}|(?![\w=/]|\.\w))")
+        before = r"(?<![\w./=-])"
+        value = r"""=[\['"]*(?P<value>\S*?)[]'"]*(?=[,;:.]?(?:\s|$))"""  # without brackets and quotes
+        after = r"(?![\w=/]|\.\w)"  # no more of a word, a setting or a path
+        return re.compile(rf"{before}(?P<name>{names})(?:{value}|{after})")
 
     def with_flags(self, text: str) -> str:
-        """Write arguments as a command line does: ``work_dir`` as ``--work-dir``, ``data=X`` as ``--data X``.
+        """Write the names of a function's arguments as this command's user types them.
 
-        Names without an underscore are replaced where an error begins with them, and before an equals sign.
+        ==========================================  ===========================================
+        error of the function                       error of the command
+        ==========================================  ===========================================
+        ``data: expected a folder, got x``          ``--data: expected a folder, got x``
+        ``model: expected a name``                  ``MODEL: expected a name``
+        ``…; force=True replaces it``               ``…; --force replaces it``
+        ``…; use data='x'``, ``sanity=False``       ``…; use --data x``, ``--no-sanity``
+        ``use another work_dir``                    ``use another --work-dir``
+        ``the data is in a/data, model.data=3``     unchanged: a word, a path, a setting
+        ==========================================  ===========================================
+
+        A name with an underscore is no English word, so it is replaced anywhere in a sentence.
         """
 
         def typed(match: re.Match[str]) -> str:

@@ -73,11 +73,20 @@ def _parse(value: str) -> Any:
 
 def refuse(reason: str, *names: str) -> None:
     """Raise UsageError if one of the parameters is on the command line, where it would have no effect."""
+    _refuse(f"not allowed with {reason}", names)
+
+
+def refuse_without(needed: str, *names: str) -> None:
+    """Raise UsageError if one of the parameters is on the command line, for ``needed`` is not."""
+    _refuse(f"allowed only with {needed}", names)
+
+
+def _refuse(text: str, names: Sequence[str]) -> None:
     context = click.get_current_context()
     for param in context.command.params:
         given = context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
         if param.name in names and given:
-            raise click.UsageError(f"{param.opts[0]}: not allowed with {reason}", context)
+            raise click.UsageError(f"{param.opts[0]}: {text}", context)
 
 
 def refuse_exported(model: str) -> None:

@@ -1,4 +1,4 @@
-"""Terminal behaviour of all commands: one-line errors, terminals without Unicode, tables."""
+"""Terminal behaviour of all commands: one-line errors, terminals without Unicode."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import click
 
 from dcnzoo.utils.errors import JointError, UserError, describe, install_command, one_line
-from dcnzoo.utils.findings import Finding, shown
-from dcnzoo.utils.text import columns
+
+_EXTRAS = {"bench": "onnx", "data": "data", "export": "mmdet,onnx"}  # the extras of commands; others: mmdet
 
 
 @contextmanager
@@ -41,19 +41,6 @@ def _lines(error: Exception) -> Sequence[object]:
         return error.args
     if isinstance(error, FileNotFoundError | ModuleNotFoundError):
         name = getattr(click.get_current_context(silent=True), "invoked_subcommand", None)
-        extra = {"bench": "onnx", "data": "data", "export": "mmdet,onnx"}.get(str(name), "mmdet")
-        command = install_command(error, extra)
+        command = install_command(error, _EXTRAS.get(str(name), "mmdet"))
         return [one_line(error) + (f": {command}" if command else "")]
     return [describe(error)]
-
-
-def print_findings(findings: Sequence[Finding], prefix: str = "") -> None:
-    """Print a line for each of the first findings. Each line starts with ``prefix``, such as their file."""
-    for line in shown(findings, prefix):
-        print(line)
-
-
-def print_columns(rows: Sequence[Sequence[str]], numbers: bool = False) -> None:
-    """Print aligned columns; ``numbers``: align all but the first at the right."""
-    for line in columns(rows, numbers):
-        print(line)

@@ -7,9 +7,11 @@ from typing import Any
 import click
 
 from dcnzoo.cli import _command, _options
-from dcnzoo.cli._options import EXPORTED, option
-from dcnzoo.cli._terminal import print_columns
+from dcnzoo.cli._options import option
 from dcnzoo.cli._types import NAME, POSITIVE
+from dcnzoo.utils.errors import show
+from dcnzoo.utils.formats import EXPORTED
+from dcnzoo.utils.text import columns
 
 
 @click.command(cls=_command.Command)
@@ -50,7 +52,7 @@ def command(
     if model.endswith(EXPORTED):
         _options.refuse("an exported file", "checkpoint", "unsafe_load", "cfg_options")
     elif not exported:
-        _options.refuse("no exported file", "backend")
+        _options.refuse_without("an exported file", "backend")
     pictures = timing.pictures(images, shape or (480, 640))
     detectors: dict[str, Any] = {}
     if model.endswith(EXPORTED):
@@ -59,12 +61,12 @@ def command(
         import torch
 
         from dcnzoo.openmmlab.detector import TorchDetector
-        from dcnzoo.openmmlab.runs import execute
+        from dcnzoo.openmmlab.runs.build import build_model
         from dcnzoo.zoo.source import resolve
 
         source = resolve(model, checkpoint)
         weights = source.read_weights() if source.has_weights else None
-        network = execute.build(source.recipe(cfg_options), weights, device=device, unsafe_load=unsafe_load)
+        network = build_model(source.recipe(cfg_options), weights, device=device, unsafe_load=unsafe_load)
         if threads:
             torch.set_num_threads(threads)
         detectors["PyTorch float32"] = TorchDetector(network)
@@ -76,7 +78,7 @@ def command(
     for name, each in timings.items():
         relative, same = each.median / first.median, timing.agreement(first.results, each.results)
         rows.append([name, f"{1000 * each.median:.1f}", f"{relative:.2f}", f"{same:.1%}"])
-    print_columns(rows, numbers=True)
+    show(*columns(rows, numbers=True))
 
 
 def _open(paths: Sequence[str], backend: str | None, device: str, threads: int | None) -> dict[str, Any]:

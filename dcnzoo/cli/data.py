@@ -11,7 +11,7 @@ import click
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
 from dcnzoo.data.download import COCO, SMALL, USUAL
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.text import counted
 
 SOURCE = click.argument("source", type=_types.DATA)
@@ -54,16 +54,16 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
     splits = data.split()
     for name, split in splits.items():
         split.write(files[name])
-    print(*map(printable, describe(data, splits)), sep="\n")
+    show(*describe(data, splits))
 
 
-@command.command
+@command.command("show")
 @SOURCE
 @option("--out", type=_types.FileName(".html"), default="sheet.html", help="Output file.")
 @option("--size", type=_types.POSITIVE, metavar="N", help="Longer side of the pictures in the training.")
 @_options.reading
 @_options.force
-def show(source: Path, out: Path, size: int | None, force: bool, **options: Any) -> None:
+def show_(source: Path, out: Path, size: int | None, force: bool, **options: Any) -> None:
     """Write a page with pictures of SOURCE and their labels, the sizes of the objects, and the classes.
 
     SOURCE is what data convert reads. dcnzoo train --data writes this page before the training.
@@ -78,8 +78,8 @@ def show(source: Path, out: Path, size: int | None, force: bool, **options: Any)
     out = _options.output_file(out, force=force)
     data = read(source, **options)
     splits = data.split()
-    print(*map(printable, describe(data, splits)), sep="\n")
-    print(f"sheet     {write_sheet(splits, out, size=size, force=force)}")
+    show(*describe(data, splits))
+    show(f"sheet     {write_sheet(splits, out, size=size, force=force)}")
 
 
 @command.command
@@ -106,7 +106,7 @@ def check(source: Path, as_mmdetection: bool, **options: Any) -> None:
         data = read(source, **options)
     except DataError as error:
         raise UserError(error.args[0], *map(str, error.problems)) from None
-    print(*map(printable, describe(data, data.stated())), "no problems", sep="\n")
+    show(*describe(data, data.stated()), "no problems")
 
 
 def _check_coco(file: Path) -> bool:
@@ -117,7 +117,7 @@ def _check_coco(file: Path) -> bool:
     truth = read_used(file)
     print(", ".join(counted(len(getattr(truth.content, key)), key) for key in KEYS))
     for problem in truth.problems:
-        print(printable(f"{file}: {problem}"))
+        show(f"{file}: {problem}")
     if truth.ignored:
         print(truth.ignore_note)
     print(counted(len(truth.problems), "problems") if truth.problems else "no problems")

@@ -6,9 +6,9 @@ import click
 
 from dcnzoo import diagnosis
 from dcnzoo.cli import _command
-from dcnzoo.cli._terminal import print_columns
+from dcnzoo.utils.errors import show
 from dcnzoo.utils.folders import cache_folder
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.text import columns, counted
 
 
 @click.command(cls=_command.Command)
@@ -17,7 +17,7 @@ def command() -> None:
 
     Exit with status 1 if there is a problem.
     """
-    print_columns([*diagnosis.environment(), ("weights", f"downloaded to {cache_folder()}")])
+    show(*columns([*diagnosis.environment(), ("weights", f"downloaded to {cache_folder()}")]))
     problems = list(diagnosis.problems(diagnosis.Installation.here()))
     for problem in problems:
         print(f"\nproblem: {problem}\n    fix: {problem.remedy}")

@@ -7,7 +7,8 @@ import click
 
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
-from dcnzoo.cli._terminal import print_columns
+from dcnzoo.utils.errors import show
+from dcnzoo.utils.text import columns
 
 
 @click.command(cls=_command.Command)
@@ -61,5 +62,4 @@ def command(
     explanation = explain(detector, image, Box(*box) if box else None, layer, further, at)
     title = f"{Path(image).name}: where {Path(model).stem} samples"
     write_text(out, render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}"))
-    print_columns(explanation.table(), numbers=True)
-    print(f"written: {out}")
+    show(*columns(explanation.table(), numbers=True), f"written: {out}")

@@ -7,22 +7,27 @@ import click
 
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
-from dcnzoo.cli._terminal import print_findings
 from dcnzoo.export.opsets import DEFAULT, DYNAMO, FIRST
+from dcnzoo.utils.errors import show
+from dcnzoo.utils.findings import shown
+from dcnzoo.utils.formats import EXPORTED
 
 
 @click.command(cls=_command.Command)
 @_options.model
 @_options.checkpoint_argument
 @option(
-    "--out", "--output-file", "path", type=_types.FileName(*_options.EXPORTED), metavar="FILE",
+    "--out", "--output-file", "path", type=_types.FileName(*EXPORTED), metavar="FILE",
     help="Output file (default: the name of the model and .onnx). .xml: for OpenVINO, also a .bin file.",
 )  # fmt: skip
 @_options.shape("Fixed size of the input (default: any number of images of any size).")
 @option("--dynamic-export", is_flag=True, expose_value=False, hidden=True)  # now the default
 @option("--opset-version", type=click.IntRange(DYNAMO[0], DYNAMO[-1]), default=DEFAULT)
 @option("--verify/--no-verify", default=True, help="Compare with PyTorch; if results differ, write nothing.")
-@option("--test-img", "--input-img", type=_types.NAME, metavar="IMAGE", help="For --verify.")
+@option(
+    "--test-img", "--input-img", type=_types.NAME, callback=_options.existing, metavar="IMAGE",
+    help="For --verify.",
+)  # fmt: skip
 @option("--fp16", is_flag=True, help="Store weights in float16; for ONNX, also compute the network in it.")
 @option("--int8", type=_types.NAME, metavar="DATA", help="Quantise to int8 for the images of a folder.")
 @_options.num_images(100, "Number of images for --int8.")
@@ -54,12 +59,13 @@ def command(
     import dcnzoo
     from dcnzoo.export.options import ExportOptions, Int8
 
+    _options.refuse_exported(model)
     if path is None:
         path = Path(f"{Path(model).stem if Path(model).is_file() else Path(model).resolve().name}.onnx")
     if int8:
         _options.refuse("--int8", "fp16")
     else:
-        _options.refuse("no --int8", "num_images")
+        _options.refuse_without("--int8", "num_images")
     if not verify:
         _options.refuse("--no-verify", "test_img")
     elif fp16 or int8:
@@ -72,15 +78,13 @@ def command(
         **options,
     )
     checked.check()
-    loading: dict[str, Any] = {
-        "cfg_options": cfg_options,
-        "unsafe_load": unsafe_load,
-        "allow_partial": allow_partial,
-    }
-    detector: Any = dcnzoo.load(model, checkpoint=checkpoint, device="cpu", **loading)
+    detector: Any = dcnzoo.load(
+        model, checkpoint, device="cpu",
+        cfg_options=cfg_options, unsafe_load=unsafe_load, allow_partial=allow_partial,
+    )  # fmt: skip
     from dcnzoo.utils.progress import waiting
 
     with waiting("exporting"):
         result = detector.export(checked)
     print(result)
-    print_findings(result.findings)
+    show(*shown(result.findings))

@@ -36,10 +36,10 @@ def command(
         _options.refuse("--num-images", "shape")
     _options.refuse_exported(model)
     from dcnzoo.openmmlab.flops import count
-    from dcnzoo.openmmlab.runs import execute
+    from dcnzoo.openmmlab.runs.build import build_model
     from dcnzoo.zoo.source import resolve
 
-    network = execute.build(resolve(model).recipe(cfg_options), device=device)
+    network = build_model(resolve(model).recipe(cfg_options), device=device)
     counts = count(network, shape, num_images)
     line = "=" * 30
     print(line)

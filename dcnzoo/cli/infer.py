@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,10 @@ import click
 
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
-from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.files import numbered, require_file, require_new, write_bytes
 from dcnzoo.utils.formats import is_video, picture_files
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.text import columns, counted
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
@@ -100,26 +99,21 @@ def command(
         _options.refuse("--json, --txt or --save-video", "kind")
     if as_txt and not as_json:
         _options.refuse("--txt", "polygons")
-    if skip_existing and not (as_txt and out):
-        raise click.UsageError("--skip-existing: expected --txt and --out, too")
-    if skip_existing:  # a COCO file or a video would lack the skipped images
-        _options.refuse("--skip-existing", "as_json", "save_video", "demo")
-        if videos := [*filter(is_video, images)]:
-            raise click.UsageError(f"--skip-existing: expected pictures, got the video {videos[0]}")
+    if skip_existing:
+        _require_texts_alone(images, as_txt and out is not None)
     calls = {name: value for name in CALLS if (value := options.pop(name)) is not None}
     model, out = model or DEMO_MODEL, out or numbered(DEFAULT)
     if demo:
         images = [*images, str(require_new("infer", out / DEMO_IMAGE, force=force))]
-    from dcnzoo.detect.files import AUTO, ResultFiles
+    from dcnzoo.detect.files import ResultFiles
 
-    drawn = kind if kind == AUTO else f".{kind}"
     files = ResultFiles(
-        out, images, ".txt" if as_txt else "" if as_json or save_video else drawn,
+        out, images, "txt" if as_txt else None if as_json or save_video else kind,
         coco=as_json or not as_txt, video=save_video, polygons=polygons, force=force,
         skip_existing=skip_existing,
     )  # fmt: skip
     if not files.missing:
-        print(f"{out}: all {counted(len(images), 'images')} have their texts")
+        show(f"{out}: all {counted(len(images), 'images')} have their texts")
         return
     import dcnzoo
 
@@ -130,48 +124,57 @@ def command(
     # if there is only one image, its error ends the command
     single = len(files.missing) == 1 and not is_video(files.missing[0])
     results: Any = [detector(files.missing[0], **calls)] if single else detector(files.missing, **calls)
+    in_detail = verbose or single
+    by_line = in_detail or len(images) <= SEVERAL or not sys.stdout.isatty()  # else, there is a bar
     try:
-        shown = "table" if verbose or single else "" if len(images) > SEVERAL else "line"
-        _write(results, files, shown, began, functools.partial(_none_above, detector, calls))
+        for result in results:
+            files.add(result)
+            if by_line:
+                seconds = time.monotonic() - began
+                best = _best(detector, calls, result) if in_detail and not len(result) else ""
+                _print_line(result, seconds, best)
+            if in_detail and len(result):
+                _print_table(result)
+            began = time.monotonic()
     finally:  # also after Ctrl-C
         if written := files.close(detector.classes):
-            print(printable(f"written: {written}"))
+            show(f"written: {written}")
     if files.written > SEVERAL:
-        print(f"{counted(files.written, 'images')}: {_counts(files.counts)}")
+        show(f"{counted(files.written, 'images')}: {_counts(files.counts)}")
     if skipped := getattr(results, "skipped", ()):
         raise UserError(f"{counted(len(skipped), 'images')} skipped, for the reasons above")
 
 
-def _write(
-    results: Iterable[Detections], files: Any, shown: str, began: float,
-    none_above: Callable[[Detections], str],
-) -> None:  # fmt: skip
-    """Write each result, and print a line for each image (on a terminal, only if ``shown`` is not empty)."""
-    for result in results:
-        files.add(result)
-        if shown or not sys.stdout.isatty():
-            seconds = f"{time.monotonic() - began:.2f} s"
-            counts = none_above(result) if shown == "table" and not len(result) else _counts(result.names)
-            if second := len(result) - len(result.with_one_label()):
-                labels = counted(second, "second labels")
-                counts += f" (with {labels} of a box, which drawings leave out)"
-            print(f"{printable(result.path)}: {counts}, {seconds}", flush=True)
-        if shown == "table" and len(result):
-            scores, boxes = result.scores.tolist(), result.boxes.tolist()
-            rows: list[tuple[str, ...]] = [("class", "score", "x1", "y1", "x2", "y2")]
-            for name, score, box in zip(result.names, scores, boxes, strict=True):
-                rows.append((printable(name), f"{score:.3f}", *(f"{value:.1f}" for value in box)))
-            print_columns(rows, numbers=True)
-        began = time.monotonic()
+def _require_texts_alone(images: Sequence[str], is_possible: bool) -> None:
+    """Raise UsageError if --skip-existing is used with more than texts: other files would lack the images."""
+    if not is_possible:
+        raise click.UsageError("--skip-existing: expected --txt and --out, too")
+    _options.refuse("--skip-existing", "as_json", "save_video", "demo")
+    if videos := [*filter(is_video, images)]:
+        raise click.UsageError(f"--skip-existing: expected pictures, got the video {videos[0]}")
 
 
-def _none_above(detector: Any, calls: dict[str, Any], result: Detections) -> str:
+def _print_line(result: Detections, seconds: float, best: str) -> None:
+    counts = best or _counts(result.names)
+    if second := len(result) - len(result.with_one_label()):
+        counts += f" (with {counted(second, 'second labels')} of a box, which drawings leave out)"
+    show(f"{result.path}: {counts}, {seconds:.2f} s")
+
+
+def _print_table(result: Detections) -> None:
+    rows: list[tuple[str, ...]] = [("class", "score", "x1", "y1", "x2", "y2")]
+    for name, score, box in zip(result.names, result.scores, result.boxes.tolist(), strict=True):
+        rows.append((name, f"{score:.3f}", *(f"{value:.1f}" for value in box)))
+    show(*columns(rows, numbers=True))
+
+
+def _best(detector: Any, calls: dict[str, Any], result: Detections) -> str:
     """Detect again in an image without objects; return the best score below the threshold."""
     image: Any = result.image  # RGB, also of a detector of grey pictures
     image = image if detector.channels == 3 else image[..., 0]
     best = detector(image, score_threshold=0, **{**calls, "batch_size": 1, "max_detections": 1})
     text = f"none above {detector.score_threshold:g}"
-    return f"{text}; the best: {printable(best.names[0])} {best.scores[0]:.2f}" if len(best) else text
+    return f"{text}; the best: {best.names[0]} {best.scores[0]:.2f}" if len(best) else text
 
 
 def _draw_demo_image(path: Path) -> None:
@@ -187,4 +190,4 @@ def _draw_demo_image(path: Path) -> None:
 def _counts(names: Iterable[str]) -> str:
     """Return how many objects of each class there are: ``3 date, 1 fig``."""
     counts = Counter(names).most_common()
-    return ", ".join(f"{count} {printable(name)}" for name, count in counts) or "none found"
+    return ", ".join(f"{count} {name}" for name, count in counts) or "none found"

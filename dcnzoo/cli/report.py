@@ -7,6 +7,7 @@ import click
 
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
+from dcnzoo.utils.errors import show
 
 
 @click.command(cls=_command.Command)
@@ -52,4 +53,4 @@ def command(
         raise click.UsageError(f"--checkpoint: expected a single WORK_DIR, got {len(work_dirs)}")
     from dcnzoo.report.report import write_report
 
-    print(f"report: {write_report(work_dirs, out, labels, checkpoint, **options)}")
+    show(f"report: {write_report(work_dirs, out, labels, checkpoint, **options)}")

@@ -7,8 +7,8 @@ import click
 
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
-from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.errors import show
+from dcnzoo.utils.text import columns, counted
 
 
 @click.command(cls=_command.Command)
@@ -45,16 +45,16 @@ def command(out: Path, **options: Any) -> None:
     row = reproduce(out=out, **options)
     if is_first():
         _show(row)
-        print(f"added to {out}")
+        show(f"added to {out}")
 
 
 def _show(row: dict) -> None:
-    print(f"\n{row['model']} on {counted(row['images'], 'images')} of {row['data']}")
+    show("", f"{row['model']} on {counted(row['images'], 'images')} of {row['data']}")
     lines = [("", "measured", "listed", "difference")]
     for name, value in row["measured"].items():
         difference = row["difference"].get(name)
         signed = "–" if difference is None else f"{difference:+.1f}"
         lines.append((name, str(value), str(row["listed"].get(name, "–")), signed))
-    print_columns(lines, numbers=True)
+    show(*columns(lines, numbers=True))
     if row["listed"]:
-        print(f"listed: {row['source']}")
+        show(f"listed: {row['source']}")

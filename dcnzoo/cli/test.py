@@ -7,6 +7,8 @@ import click
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
 
+METRICS = ("bbox", "segm", "proposal")  # kinds of MMDetection's CocoMetric
+
 
 @click.command(cls=_command.Command)
 @_options.model
@@ -23,7 +25,7 @@ from dcnzoo.cli._options import option
 @option("--show-score-thr", type=float, help="Draw detections above this score (default: 0.3).")
 @option("--tta", is_flag=True, help="Merge the detections of the image and its mirror image.")
 @option(
-    "--eval", "metrics", cls=_command.Several, accepts=("bbox", "segm", "proposal").__contains__,
+    "--eval", "metrics", cls=_command.Several, accepts=METRICS.__contains__, type=click.Choice(METRICS),
     metavar="METRIC", help="bbox, segm or proposal (default: the config's).",
 )  # fmt: skip
 @option("--format-only", is_flag=True, help="Write --out FILE.json without evaluating it.")

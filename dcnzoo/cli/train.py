@@ -7,6 +7,7 @@ import click
 
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
+from dcnzoo.utils.errors import show
 from dcnzoo.utils.files import require_file
 
 
@@ -69,11 +70,11 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     from dcnzoo.utils.files import numbered
     from dcnzoo.zoo.training import train
 
-    def show(splits: Any, folder: Path, size: Any) -> None:
+    def show_data(splits: Any, folder: Path, size: Any) -> None:
         path = write_sheet(splits, numbered(folder / SHEET), size=size)
-        print(f"sheet     {path}", flush=True)
+        show(f"sheet     {path}")
 
-    work_dir = train(model, resume=True if resume == "auto" else resume, on_data=show, **options)
+    work_dir = train(model, resume=True if resume == "auto" else resume, on_data=show_data, **options)
     if options["dry_run"] or not is_first():
         return
     if report or options["data"]:

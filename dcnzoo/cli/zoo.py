@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +12,8 @@ import click
 
 from dcnzoo.cli import _command, _types
 from dcnzoo.cli._options import option
-from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.errors import UserError, note, show
+from dcnzoo.utils.text import columns, counted
 
 if TYPE_CHECKING:
     from dcnzoo.zoo import Model
@@ -52,12 +50,13 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
     named = zoo.search(words)
     if not named:
         raise UserError(f"{' '.join(words)}: expected words in the names or paper of one model, found none")
-    models = {
-        model: operators
-        for model in named
-        if not (measured and all(result.published for result in model.results))
-        and ((operators := zoo.operators_of(model)) or not dcn)
-    }
+    models = {}
+    for model in named:
+        if measured and all(result.published for result in model.results):
+            continue
+        operators = zoo.operators_of(model)
+        if operators or not dcn:
+            models[model] = operators
     if not models:
         options = [name for name, is_set in (("--dcn", dcn), ("--measured", measured)) if is_set]
         raise UserError(f"{' and '.join(options)}: expected one of these models, found none")
@@ -71,9 +70,9 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
             figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
             origin = source.partition(" (")[0]  # published or measured; `zoo info` prints the full source
             cells = (model.name, *figures, text, "yes" if model.weights else "–", origin)
-            rows.append([printable(str(cell)) for cell in cells])
-    print_columns(rows)
-    print(counted(len(models), "models"), file=sys.stderr)
+            rows.append([str(cell) for cell in cells])
+    show(*columns(rows))
+    note(counted(len(models), "models"))
 
 
 @command.command
@@ -91,8 +90,8 @@ def info(name: str, as_json: bool) -> None:
     rows = []
     for key, value in known.items():
         lines = value if isinstance(value, tuple) else [value] if value else []
-        rows += [("" if number else key, printable(_text(line))) for number, line in enumerate(lines)]
-    print_columns(rows)
+        rows += [("" if number else key, _text(line)) for number, line in enumerate(lines)]
+    show(*columns(rows))
 
 
 @command.command
@@ -105,9 +104,9 @@ def download(names: tuple[str, ...], out: Path | None) -> None:
 
     for model in [zoo.find(name) for name in names]:  # finds all names before the first download
         path = zoo.download(model.id, out)
-        print(path, flush=True)
+        show(str(path))
         if checksum_in_name(path.name) is None:
-            print(f"{path.name}: not checked: no checksum is known", file=sys.stderr)
+            note(f"{path.name}: not checked: no checksum is known")
 
 
 def _known(model: Model, operators: Mapping[str, str]) -> dict:

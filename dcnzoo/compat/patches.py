@@ -2,9 +2,9 @@
 
 Each replacement is a :class:`Patch`. ``import dcnzoo.models`` applies three kinds:
 
-- :data:`OPERATORS`: the kernels of ``mmcv.ops``. With a compiled mmcv, dcnzoo's kernels run only on the CPU.
-  On a GPU mmcv's kernels stay in use unless ``cuda`` is switched on.
-- :data:`REGISTERED`: entries of OpenMMLab's registries, by their registered names.
+- the kernels of ``mmcv.ops``: :mod:`dcnzoo.openmmlab.patches.kernels`. With a compiled mmcv, dcnzoo's kernels
+  run only on the CPU. On a GPU mmcv's kernels stay in use unless ``cuda`` is switched on.
+- entries of OpenMMLab's registries, by their registered names.
 - fixes for mmcv, mmengine and mmdet: the table in :mod:`dcnzoo.openmmlab.patches.table`.
 
 The environment variable ``DCNZOO_PATCHES`` selects patches by their names, separated by commas: ``off``
@@ -25,9 +25,7 @@ from dataclasses import dataclass, field
 from dcnzoo.utils.text import nearest
 
 VARIABLE = "DCNZOO_PATCHES"
-OPERATORS = ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "multi_scale_deform_attn")
-REGISTERED = ("DCN", "DCNv2", "MultiScaleDeformableAttention", "CocoDataset", "CocoMetric")
-OF_DATA = ("errors_name_pictures",)  # applied with some of REGISTERED; in dcnzoo.openmmlab.datasets
+OF_DATA = ("CocoDataset", "CocoMetric", "errors_name_pictures")  # added by dcnzoo.openmmlab.datasets, later
 CUDA = "cuda"
 
 _ABSENT = object()
@@ -159,7 +157,8 @@ def add(*new: Patch, complete: bool = False) -> None:
     """Add patches, and apply each one that is switched on. A patch that was added before is skipped.
 
     Args:
-        complete: whether all patches have been added now, so that names can be checked.
+        complete: whether all patches but those of :data:`OF_DATA` have been added now, so that names can be
+            checked.
 
     Raises:
         RuntimeError: with ``complete``, if DCNZOO_PATCHES has a name without a patch.
@@ -175,7 +174,7 @@ def add(*new: Patch, complete: bool = False) -> None:
 
 
 def _require_known_names() -> None:
-    known = dict.fromkeys((*OPERATORS, *REGISTERED, *OF_DATA, *(patch.name for patch in _patches), CUDA))
+    known = dict.fromkeys((*(patch.name for patch in _patches), *OF_DATA, CUDA))
     for name in _switches.named:
         if name not in known:
             near = nearest(name, known)

@@ -1,4 +1,10 @@
-"""Data for object detection: conversion to COCO, checks, splits, generated data. No torch, no OpenMMLab."""
+"""Data for object detection: conversion to COCO, checks, splits, generated data. No torch, no OpenMMLab.
+
+:func:`read` finds the format of a folder and returns a :class:`dataset.Dataset`. A reader for each format
+(``yolo``, ``coco``, ``labelme``, ``voc``) finds files and pictures in a :class:`tree.Tree`, and passes each
+object to a :class:`builder.Builder`, which checks and clips it. ``check`` judges a COCO file as trainings
+and tests read it. ``shapes`` generates data, ``download`` fetches some.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

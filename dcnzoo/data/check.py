@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from dcnzoo.data.builder import TOLERANCE
-from dcnzoo.data.coco_file import FAR, Annotation, Category, CocoFile, Image, Mask, checked_rle, mask_of
+from dcnzoo.data.coco_file import FAR, Annotation, Category, CocoFile, Image, Mask, mask_in
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
@@ -91,9 +91,9 @@ class CocoTruth:
         self.numbers[entry.image_id].append(number)
         self.images_of[entry.category_id].add(entry.image_id)
         self.ignored += bool(entry.ignore and not entry.iscrowd)
-        size, is_class = self._sizes.get(entry.image_id), entry.category_id in self._ids
         try:
-            text, kind = judge(entry, size, is_class, self.masks)
+            require_category(entry, entry.category_id in self._ids)
+            text, kind = judge(entry, self._sizes.get(entry.image_id), self.masks)
         except InvalidAnnotation as error:
             self._note(f"annotation {entry.id}", str(error))
         else:
@@ -165,11 +165,12 @@ def read_used(file: Path) -> CocoTruth:
     return truth if without_mask < len(truth.content.annotations) else read_truth(file)
 
 
-def judge(entry: Annotation, size: Size | None, is_class: bool, masks: bool) -> tuple[str, str]:
+def judge(entry: Annotation, size: Size | None, masks: bool) -> tuple[str, str]:
     """Return the problem of an object as a training reads it, and the kind of the problem.
 
     Args:
-        size, is_class, masks: as for :func:`shape_of`.
+        size: (width, height) of its image; None if the image is unknown.
+        masks: whether the masks are used.
 
     Raises:
         InvalidAnnotation: the object makes a training or an evaluation impossible or wrong.
@@ -178,9 +179,9 @@ def judge(entry: Annotation, size: Size | None, is_class: bool, masks: bool) -> 
     if type(crowd) not in (int, bool, type(None)) or crowd not in (0, 1, None) or area is None:
         got = f"{short(crowd)} and {short(area)}"
         raise InvalidAnnotation(f"expected 0 or 1 as iscrowd and a number as area, got {got}")
-    mask, box, unlike = shape_of(entry, size, is_class, masks)
     if size is None:
         return f"image_id: expected that of an image, got {short(entry.image_id)}", UNKNOWN
+    mask, box = mask_in(entry.segmentation, size) if masks else None, box_of(entry)
     if masks and mask is None:
         return "segmentation: expected polygons or RLE, got none", UNMASKED
     if entry.ignore:  # MMDetection ignores it, too
@@ -189,43 +190,35 @@ def judge(entry: Annotation, size: Size | None, is_class: bool, masks: bool) -> 
     is_beside = min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0)
     is_outside = max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE
     kind = EMPTY if is_beside or min(width, height) < 1 or area <= 0 else OUTSIDE if is_outside else ""
-    if unlike and kind != EMPTY:
+    if kind != EMPTY and (unlike := difference(box, mask)):
         return unlike, UNLIKE
     if not kind:
         return "", ""
     return f"expected a box and an area in {size[0]:g} × {size[1]:g} pixels, got {box} and {area}", kind
 
 
-def shape_of(
-    entry: Annotation, size: Size | None, is_class: bool, masks: bool, needs_box: bool = True
-) -> tuple[Mask | None, list[float], str]:
-    """Return an object's mask (None if it has none or masks are not used), its box, and how they differ.
+def require_category(entry: Annotation, is_known: bool) -> None:
+    """Raise InvalidAnnotation unless an object's category is known."""
+    if not is_known:
+        got = short(entry.category_id)
+        raise InvalidAnnotation(f"category_id: expected that of a category, got {got}")
 
-    Args:
-        size: (width, height) of its image; None if the image is unknown.
-        is_class: whether its category is known.
-        needs_box: otherwise, the box may be empty if there is a mask.
 
-    Raises:
-        InvalidAnnotation: its category, mask or box is invalid.
-    """
-    if not is_class:
-        raise InvalidAnnotation(f"category_id: expected that of a category, got {short(entry.category_id)}")
-    mask, box = mask_of(entry.segmentation) if masks and size is not None else None, entry.bbox
-    if isinstance(mask, dict) and size is not None:
-        mask = checked_rle(mask, int(size[1]), int(size[0]))
+def box_of(entry: Annotation) -> list[float]:
+    """Return an object's box; raise InvalidAnnotation if it is none."""
+    box = entry.bbox
     if box is None or len(box) != 4 or max(map(abs, box)) > FAR:
-        if needs_box or mask is None:
-            raise InvalidAnnotation(f"bbox: expected [x, y, width, height] in pixels, got {short(box)}")
-        return mask, [], ""
-    if size is not None and min(box[2:]) < 0:
+        raise InvalidAnnotation(f"bbox: expected [x, y, width, height] in pixels, got {short(box)}")
+    if min(box[2:]) < 0:
         raise InvalidAnnotation(f"bbox: expected width and height > 0, got {box}: are these two corners?")
-    return mask, box, _difference(box, mask) if isinstance(mask, list) and min(box[2:]) > 0 else ""
+    return box
 
 
-def _difference(box: list[float], polygons: list[list[float]]) -> str:
-    """Describe how a box differs from that of the polygons; return an empty text if it is similar."""
-    x1, y1, x2, y2 = extent(polygons)
+def difference(box: list[float], mask: Mask | None) -> str:
+    """Describe how a box differs from that of a mask's polygons; return an empty text if it is similar."""
+    if not isinstance(mask, list) or min(box[2:]) <= 0:
+        return ""
+    x1, y1, x2, y2 = extent(mask)
     left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
     off = max(abs(left - x1), abs(top - y1), abs(right - x2), abs(bottom - y2))
     if off <= max(2.0, 0.1 * max(x2 - x1, y2 - y1)):

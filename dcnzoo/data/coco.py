@@ -8,12 +8,12 @@ from msgspec import Raw
 from pycocotools import mask as coco_mask
 
 from dcnzoo.data.builder import Builder
-from dcnzoo.data.check import extent, shape_of
-from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image
+from dcnzoo.data.check import box_of, difference, extent, require_category
+from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image, mask_in
 from dcnzoo.data.dataset import Object
 from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
 from dcnzoo.data.geometry import turned_box
-from dcnzoo.data.tree import Reader, Tree, by_split
+from dcnzoo.data.tree import Reader, Tree, by_split, split_of
 from dcnzoo.utils.text import few, short
 
 TRUE = (1, True, "1", "true", "True")
@@ -36,17 +36,24 @@ class Coco(Reader):
         reader.notes = [f"{kind}, not read: {len(own)} ({few(own, 2)})" for kind, own in kinds.items() if own]
         return reader if reader.files else None
 
+    def _split_of(self, file: Path) -> str:
+        """Return the split that a file's name states, else that of its folders."""
+        return split_of([file.stem]) or self.tree.split_of(file)
+
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, which their names and folders determine."""
-        return by_split([(file, self.tree.split_of(file, own=True)) for file in self.files])
+        return by_split([(file, self._split_of(file)) for file in self.files])
 
     def add(self, file: Path, split: str, builder: Builder) -> None:
-        """Add the pictures and objects of a file."""
-        content, stated = self.tree.json[file], self.tree.split_of(file, own=True)
+        """Add the pictures and objects of a file, and its classes."""
+        content, stated = self.tree.json[file], self._split_of(file)
         images = [*content.entries("images", strict=False)]
         ids = [str(image.id) for _, image in images if isinstance(image, Image)]
         numbers, used = _by_image(file, content, ids, builder)
-        read = partial(_object, _classes(content, used, builder))
+        categories = _categories(content)
+        if not builder.options.classes:
+            builder.data.classes |= dict.fromkeys(_classes(categories, used))
+        read = partial(_object, {id: str(each.name) for id, each in categories.items()})
         for position, image in images:
             with builder.refusing(f"{file}: images[{position}]"):
                 if isinstance(image, InvalidAnnotation):
@@ -78,22 +85,25 @@ def _by_image(
     return numbers, used
 
 
-def _classes(content: CocoFile, used: set[str], builder: Builder) -> dict[str, str]:
-    """Return the category names by id; add them to the classes, except Roboflow's group without objects."""
-    categories: list[Category] = []
+def _categories(content: CocoFile) -> dict[str, Category]:
+    """Return the categories by their ids, which are texts here; raise InvalidAnnotation if one is invalid."""
+    categories: dict[str, Category] = {}
     for number, category in content.entries("categories", strict=False):
         if isinstance(category, InvalidAnnotation) or category.name in (None, ""):
             raise InvalidAnnotation(f"categories[{number}]: expected id and name, got {short(category)}")
-        categories.append(category)
-    supercategories, names = {each.supercategory for each in categories}, dict[str, str]()
-    for each in categories:
-        names[str(each.id)] = str(each.name)
-        is_class = str(each.id) in used or each.name not in supercategories or len(categories) == 1
-        if is_class and not builder.options.classes:
-            builder.data.classes.setdefault(str(each.name))
-    if len(names) < len(categories):
-        raise InvalidAnnotation("categories: expected each id once")
-    return names
+        if categories.setdefault(str(category.id), category) is not category:
+            raise InvalidAnnotation("categories: expected each id once")
+    return categories
+
+
+def _classes(categories: Mapping[str, Category], used: set[str]) -> list[str]:
+    """Return the names of the categories, except Roboflow's group without objects."""
+    groups = {each.supercategory for each in categories.values()}
+    return [
+        str(each.name)
+        for id, each in categories.items()
+        if id in used or each.name not in groups or len(categories) == 1
+    ]
 
 
 def _object(names: Mapping[str, str], raw: Raw, size: tuple[int, int], builder: Builder) -> Object:
@@ -101,23 +111,24 @@ def _object(names: Mapping[str, str], raw: Raw, size: tuple[int, int], builder: 
     entry = decode_json(raw, Annotation)
     if entry.score is not None:
         raise InvalidAnnotation("expected an annotation, got a prediction: it has a score")
-    is_class = str(entry.category_id) in names
-    mask, box, unlike = shape_of(entry, size, is_class, masks=True, needs_box=False)
-    if unlike:
-        raise InvalidAnnotation(unlike)
+    require_category(entry, str(entry.category_id) in names)
     name, crowd = names[str(entry.category_id)], int(entry.iscrowd in TRUE or entry.ignore in TRUE)
+    mask = mask_in(entry.segmentation, size)
+    box = box_of(entry) if entry.bbox or mask is None else [0.0, 0.0, 0.0, 0.0]  # a mask needs none
+    if unlike := difference(box, mask):
+        raise InvalidAnnotation(unlike)
+    x, y, width, height = box
     if isinstance(mask, dict):
         area = float(coco_mask.area(mask))
         return builder.new_object(name, coco_mask.toBbox(mask).tolist(), area, crowd, mask)
     if mask:
         x1, y1, x2, y2 = extent(mask)
-        if box and min(box[2:]) > 0 and entry.area and entry.area > 0:
-            right, bottom = max(x2, box[0] + box[2]), max(y2, box[1] + box[3])
-            if min(x1, y1, *box[:2]) >= 0 and right <= size[0] and bottom <= size[1]:
-                return builder.new_object(name, box, entry.area, crowd, entry.segmentation)
+        right, bottom = max(x2, x + width), max(y2, y + height)
+        is_inside = min(x1, y1, x, y) >= 0 and right <= size[0] and bottom <= size[1]
+        if is_inside and min(width, height) > 0 and entry.area and entry.area > 0:
+            return builder.new_object(name, box, entry.area, crowd, entry.segmentation)
         points = [[*zip(part[::2], part[1::2], strict=True)] for part in mask]
         return builder.new_polygons(name, points, size, crowd)
-    x, y, width, height = box
     corners, attributes = (x, y, x + width, y + height), entry.attributes
     angle = attributes.get("rotation", 0) if isinstance(attributes, dict) else 0  # CVAT's
     if angle := finite(str(angle), "rotation") % 360:

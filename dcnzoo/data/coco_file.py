@@ -125,6 +125,12 @@ def mask_of(raw: msgspec.Raw) -> Mask | None:
     return mask if any(mask) else None
 
 
+def mask_in(raw: msgspec.Raw, size: tuple[float, float]) -> Mask | None:
+    """:func:`mask_of` an object in a picture of (width, height), checked by :func:`checked_rle`."""
+    mask = mask_of(raw)
+    return checked_rle(mask, int(size[1]), int(size[0])) if isinstance(mask, dict) else mask
+
+
 def checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """Return a mask in COCO's compressed form.
 

@@ -5,8 +5,7 @@ annotation files is either used or a problem. Problems stop the command, or are 
 """
 
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dcnzoo.data.coco import Coco
 from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.labelme import LabelMe
-from dcnzoo.data.tree import Reader, Tree, is_of_training, normal
+from dcnzoo.data.tree import Reader, Tree, is_of_training
 from dcnzoo.data.voc import Voc
 from dcnzoo.data.yolo import Yolo
 from dcnzoo.utils.errors import UserError
@@ -70,16 +69,23 @@ def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
     if not (reader.lists_classes or of_read.classes):
         data.classes = dict.fromkeys(sorted(data.classes))
     data.notes += reader.notes
+    if data.problems and not of_read.skip_invalid:
+        raise DataError(data.problems)
     if data.problems:
-        if not of_read.skip_invalid:
-            raise DataError(data.problems)
         number = counted(len(data.problems), "problems")
         data.notes.append(f"{number} skipped, such as {data.problems[0]}")
     if builder.clipped:
         data.notes.append(f"clipped to their pictures: {counted(builder.clipped, 'boxes or polygons')}")
-    for name, pictures in [*data.splits.items()]:
-        _check_objects(name, data.part(name, pictures), data)
-    data.notes += [*_notes_of_capitals(data), *_unused(tree, reader, data)]
+    if "test" in data.splits and not any(picture.objects for picture in data.splits["test"]):
+        del data.splits["test"]
+        data.notes.append("test is not used: it has no objects")
+    for name, pictures in data.splits.items():
+        split = data.part(name, pictures)
+        _require_objects(name, split)
+        if split.unlabelled:
+            number = counted(len(split.unlabelled), "pictures")
+            data.notes.append(f"{name}: {number} without a file of labels, used as empty ones")
+    data.notes += _unused(tree, reader, data)
     return data
 
 
@@ -137,33 +143,13 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
     raise UserError(f"data: expected {expected}, got {got}; most tools can export COCO")
 
 
-def _check_objects(name: str, split: Dataset, data: Dataset) -> None:
-    """Note pictures without labels; leave out a test without objects.
-
-    Raises:
-        UserError: another split has no objects to learn from, or to compare with.
-    """
-    if name == "test" and not split.objects:
-        del data.splits[name]
-        data.notes.append("test is not used: it has no objects")
-        return
+def _require_objects(name: str, split: Dataset) -> None:
+    """Raise UserError if a split has no objects to learn from, or to compare with."""
     if split.crowds == len(split.objects):
         got = f"{counted(split.crowds, 'crowds')} or difficult ones" if split.objects else "none"
         if split.unlabelled:
             got += f"; no labels of {split.unlabelled[0]} are beside it or in a folder labels"
         raise UserError(f"data: {name}: expected objects, got {got}")
-    if split.unlabelled:
-        pictures = counted(len(split.unlabelled), "pictures")
-        data.notes.append(f"{name}: {pictures} without a file of labels, used as empty ones")
-
-
-def _notes_of_capitals(data: Dataset) -> Iterator[str]:
-    """Yield a line if names of classes differ only in capitals or in their Unicode form."""
-    spellings: dict[str, list[str]] = defaultdict(list)
-    for name in data.classes:
-        spellings[normal(name)].append(name)
-    if similar := [few(names) for names in spellings.values() if len(names) > 1]:
-        yield f"classes that differ only in capitals: {'; '.join(similar[:3])}"
 
 
 def _unused(tree: Tree, reader: Reader, data: Dataset) -> list[str]:

@@ -121,10 +121,9 @@ class Tree:
                 raise UserError(f"{file}: {error}") from None
         return contents
 
-    def split_of(self, file: Path, own: bool = False) -> str:
-        """Return the split that a file's folders state; with ``own``, the file's name takes precedence."""
-        names = [*reversed(file.relative_to(self.root).parent.parts)]
-        return split_of([file.stem, *names] if own else names)
+    def split_of(self, file: Path) -> str:
+        """Return the split that a file's folders state."""
+        return split_of(reversed(file.relative_to(self.root).parent.parts))
 
     def picture(self, name: str, beside: Path, split: str = "") -> Path:
         """Find the picture that an annotation names.

@@ -65,6 +65,8 @@ class Yolo(Reader):
     def __init__(self, tree: Tree, file: Path, keys: dict[str, Any]) -> None:
         super().__init__(tree, [file])
         self.file, self._keys = file, keys
+        if isinstance(names := keys.get("names"), str):  # of obj.data: a file with the names
+            self.lists.append(file.parent / parts_of(names)[-1])
         self._folders: dict[Path, dict[str, Path]] = {}  # folder → stem → text file
         self._used: dict[Path, Path] = {}  # label → picture
 
@@ -90,9 +92,8 @@ class Yolo(Reader):
     def classes(self) -> list[str]:
         """The names of the classes; raises InvalidAnnotation unless each class 0, 1, … has a name."""
         names = self._keys.get("names")
-        if isinstance(names, str):  # of obj.data: the file with the names
-            self.lists.append(self.file.parent / parts_of(names)[-1])
-            names = _keys_of(self.lists[-1]).get("names")
+        if isinstance(names, str):
+            names = _keys_of(self.lists[0]).get("names")
         if isinstance(names, dict):
             numbers = {str(number): name for number, name in names.items()}
             names = [numbers.get(str(number)) for number in range(len(numbers))]

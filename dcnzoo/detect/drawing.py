@@ -51,14 +51,20 @@ def draw(image: np.ndarray, objects: "Detections", with_scores: bool) -> Image.I
         if with_scores:
             text = f"{text} {objects.scores[i]:.2f}"
         left, step = max(round(min(x, size[0] - font.getlength(text))), 0), 1.25 * letter
+        # a line apart, from above the box to the lower border of the picture and further
         tops = (max(y - step, 0) + step * np.arange(max(1, round(size[1] / step)))).round()
         areas = canvas.textbbox((left, 0), text, font) + tops[:, None] * [0, 1, 0, 1]
-        overlaps = (areas[:, None, :2] < taken[:, 2:]) & (taken[:, :2] < areas[:, None, 2:])
-        free = overlaps.all(2).any(1).argmin()  # the first without an overlap
+        free = _first_free(areas, taken)
         taken = np.vstack([taken, areas[free]])
         canvas.rectangle(areas[free].tolist(), fills[i])
         canvas.text((left, tops[free]), text, "white", font)
     return picture
+
+
+def _first_free(areas: np.ndarray, taken: np.ndarray) -> int:  # [N, 4], [M, 4]
+    """Return the number of the first area that overlaps none of those taken; 0 if each does."""
+    overlaps = (areas[:, None, :2] < taken[:, 2:]) & (taken[:, :2] < areas[:, None, 2:])
+    return int(np.argmin(np.any(np.all(overlaps, axis=2), axis=1)))
 
 
 def _opacity(mask: np.ndarray, line: int) -> np.ndarray:  # [h, w], bool -> [h, w], uint8

@@ -16,8 +16,7 @@ from dcnzoo.utils.formats import is_video
 from dcnzoo.utils.text import counted
 
 CLASSES = "classes.txt"
-DRAWN = {".png": "PNG", ".jpg": "JPEG"}
-AUTO = "auto"
+DRAWINGS = {".png": "PNG", ".jpg": "JPEG"}  # ending → Pillow's name of the format
 
 
 class ResultFiles:
@@ -26,33 +25,37 @@ class ResultFiles:
     Args:
         folder: the folder of the files.
         images: the images of the detector's call.
-        ending: what to write for each picture: .png or .jpg, the drawn picture; auto, a .jpg for a JPEG file
-            and a .png for others; .txt, a text; empty, no file.
+        kind: the file of each image and frame: ``"png"`` or ``"jpg"``, a drawn picture; ``"auto"``, a drawn
+            picture, .jpg for a JPEG file and .png for others; ``"txt"``, a text; None, no file.
         coco, video: whether to write a COCO file; the path of a video, None: no video.
         polygons: write masks into the COCO file as polygons, not in run-length encoding.
         force: replace files that exist, but never one of ``images``.
-        skip_existing: with ``.txt``: :attr:`missing` has only the images whose file does not exist.
+        skip_existing: with ``"txt"``: :attr:`missing` has only the images whose text does not exist.
+
+    Attributes:
+        missing: the images to detect.
+        written: number of results.
+        counts: number of objects of each class.
 
     Raises:
-        UserError: a file exists; or, with ``.txt``, two images have one name.
+        UserError: a file exists; or, with ``"txt"``, two images have one name.
     """
 
     def __init__(
-        self, folder: Path, images: Sequence[str], ending: str, *, coco: bool, video: Path | None,
+        self, folder: Path, images: Sequence[str], kind: str | None, *, coco: bool, video: Path | None,
         polygons: bool, force: bool, skip_existing: bool = False,
     ) -> None:  # fmt: skip
-        self._folder, self._ending, self._polygons = folder, ending, polygons
+        self._folder, self._images, self._kind = folder, images, kind
+        self._polygons, self._force = polygons, force
         self._names = OutputNames(images)
-        if ending == ".txt":
+        if kind == "txt":
             self._names.require_apart(images)
-        self._coco = folder / "detections.json" if coco else None
-        paths = {image: self._path(f"{image}#1" if is_video(image) else image) for image in images}
+        paths = {image: self._path(_first(image)) for image in images}
         self.missing = [image for image in images if not (skip_existing and paths[image].exists())]
-        files = [paths[image] for image in self.missing if ending]
-        files += filter(None, (self._coco, video))
-        if ending == ".txt" and not skip_existing:
-            files.append(folder / CLASSES)
-        if files:
+        self._coco = folder / "detections.json" if coco else None
+        self._checked = dict.fromkeys(paths[image] for image in self.missing if kind)
+        others = (self._coco, video, folder / CLASSES if kind == "txt" and not skip_existing else None)
+        if files := [*self._checked, *filter(None, others)]:
             require_new("infer", *files, force=force, inputs=images)
         self._video = VideoFile(video, images) if video else None
         self._content: dict[str, Any] | None = None  # of the COCO file
@@ -60,19 +63,25 @@ class ResultFiles:
         self.written = 0
 
     def add(self, result: Detections) -> None:
+        """Write the file of an image or frame.
+
+        Raises:
+            UserError: it is a frame after the first of a video, and its file exists.
+        """
         from dcnzoo.detect.drawing import encoded
 
-        self.written += 1
-        self.counts.update(result.names)
-        kind = DRAWN.get(self._ending_of(result.path))
-        if kind or self._video:
+        if self._kind == "txt":
+            write_bytes(self._new_path(result.path), _yolo(result))
+        is_drawn = self._kind not in ("txt", None)
+        if is_drawn or self._video:
             picture = result.draw()
+            if is_drawn:
+                path = self._new_path(result.path)
+                write_bytes(path, encoded(picture, DRAWINGS[path.suffix]))
             if self._video:
                 self._video.add(picture)
-            if kind:
-                write_bytes(self._path(result.path), encoded(picture, kind))
-        if self._ending == ".txt":
-            write_text(self._path(result.path), _yolo(result))
+        self.written += 1
+        self.counts.update(result.names)
         if self._coco:
             self._content = result.to_coco(self._content, polygons=self._polygons)
             self._content["images"][-1]["file_name"] = self._names.relative(result.path)
@@ -83,35 +92,54 @@ class ResultFiles:
         if self._coco and self._content:
             write_text(self._coco, json.dumps(self._content))
             texts.append(str(self._coco))
-        if self._ending == ".txt":
+        if self._kind == "txt":
             write_text(self._folder / CLASSES, "".join(f"{name}\n" for name in classes))
-        if self._ending and self.written:
+        if self._kind and self.written:
             texts.append(f"{counted(self.written, 'files')} in {self._folder}")
         return " and ".join(texts)
 
+    def _new_path(self, image: str) -> Path:
+        """Return the file of an image or frame; raise UserError if it is a frame's and exists."""
+        path = self._path(image)
+        if path not in self._checked:
+            require_new("infer", path, force=self._force, inputs=self._images)
+        return path
+
     def _path(self, image: str) -> Path:
-        return self._folder / f"{self._names[image]}{self._ending_of(image)}"
+        """Return the file of an image or frame: its drawing or its text."""
+        ending = self._kind
+        if ending == "auto":
+            path = urlsplit(image).path if "://" in image else image
+            ending = "jpg" if path.lower().endswith((".jpg", ".jpeg")) else "png"
+        return self._folder / f"{self._names.of(image)}.{ending}"
 
-    def _ending_of(self, image: str) -> str:
-        if self._ending != AUTO:
-            return self._ending
-        path = urlsplit(image).path if "://" in image else image
-        return ".jpg" if path.lower().endswith((".jpg", ".jpeg")) else ".png"
 
-
-class OutputNames(dict[str, str]):
+class OutputNames:
     """The names of the output files of images, without ending, below their common folder.
 
     ``dog`` for ``photos/dog.jpg``, ``dog_2`` for ``photos/dog.png``, ``a/dog`` and ``b/dog`` for pictures in
-    two folders.
+    two folders. The images, and the first frames of videos, are named in their order, the other frames later.
     """
 
     def __init__(self, images: Iterable[str]) -> None:
-        super().__init__()
-        self._used: Counter[str] = Counter()
+        self._names: dict[str, str] = {}
+        self._numbers: Counter[str] = Counter()  # name → the last number that was added to it; 0: it is free
         folders = {os.path.dirname(image) for image in images if "://" not in image}
         absolute = [os.path.abspath(os.path.expanduser(folder)) for folder in folders]
         self._folder = os.path.commonpath(absolute) if absolute else os.getcwd()
+        for image in images:
+            self.of(_first(image))
+
+    def of(self, image: str) -> str:
+        """Return the name of an image or frame; at the first call, the first name that is free."""
+        if image not in self._names:
+            name = stem = self._stem(image)
+            while self._numbers[name]:
+                self._numbers[stem] += 1
+                name = f"{stem}_{self._numbers[stem]}"
+            self._numbers[name] += 1
+            self._names[image] = name
+        return self._names[image]
 
     def relative(self, image: str) -> str:
         """Return the path of an image relative to the common folder; an address is unchanged."""
@@ -135,17 +163,13 @@ class OutputNames(dict[str, str]):
             return Path(urlsplit(image).path).stem or "image"
         return Path(self.relative(image)).with_suffix("").as_posix()
 
-    def __missing__(self, image: str) -> str:
-        name = stem = self._stem(image)
-        while self._used[name]:
-            self._used[stem] += 1
-            name = f"{stem}_{self._used[stem]}"
-        self._used[name] += 1
-        self[image] = name
-        return name
+
+def _first(image: str) -> str:
+    """Return the path of an image's first result: of a video's first frame, or of the image."""
+    return f"{image}#1" if is_video(image) else image
 
 
-def _yolo(result: Detections) -> str:
+def _yolo(result: Detections) -> bytes:
     """Return a line per object: its label, its centre, width and height between 0 and 1, and its score."""
     assert result.image is not None  # a detector's result has an image
     height, width = result.image.shape[:2]
@@ -153,4 +177,4 @@ def _yolo(result: Detections) -> str:
     for label, score, (x1, y1, x2, y2) in zip(result.labels, result.scores, result.boxes, strict=True):
         values = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height, score)
         lines.append(" ".join([str(label), *(f"{value:.6f}" for value in values)]) + "\n")
-    return "".join(lines)
+    return "".join(lines).encode()

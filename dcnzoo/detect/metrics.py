@@ -1,11 +1,10 @@
-"""Average precision by COCO's definition, and the names of its metrics. Requires pycocotools and msgspec."""
+"""Average precision by COCO's definition. Requires pycocotools and msgspec."""
 
 import contextlib
 import io
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -17,6 +16,7 @@ from pycocotools.mask import area
 from dcnzoo.data.check import CocoTruth, read_truth
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.metric_names import METRICS, UNDEFINED, named
 from dcnzoo.utils.errors import printable
 
 try:
@@ -25,13 +25,6 @@ except ImportError:  # no wheel for this platform
     COCOevalBase = COCOeval
 
 MOST_DETECTIONS = [100, 300, 1000]  # limits per image, as in MMDetection; AP uses the last one
-KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
-METRICS = {  # end of the key of MMDetection's CocoMetric → name, in the order of COCOeval.stats
-    **{"mAP": "AP", "mAP_50": "AP50", "mAP_75": "AP75"},
-    **{"mAP_s": "AP, small", "mAP_m": "AP, medium", "mAP_l": "AP, large"},
-}
-NAMES = {f"{kind}_{end}": f"{KINDS[kind]} {METRICS[end]}" for kind in KINDS for end in METRICS}
-UNDEFINED = -1.0  # an AP without objects
 PAIRS = 200_000  # images × categories that are evaluated at once; each takes about 1 kB
 
 
@@ -87,36 +80,6 @@ class Evaluation(COCOevalBase):
         print(f"{head}maxDets={limit:>3d} ] = {self.stats[0]:0.3f}", *others, sep="\n")
 
 
-def metric_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return the name of each metric of a table: box AP50 for ``coco/bbox_mAP_50``; others are unchanged.
-
-    Names that would be equal begin with the parts in which their prefixes differ: ``day box AP`` for
-    ``day/coco/bbox_mAP``.
-    """
-    names = {key: NAMES.get(key.rpartition("/")[2], key) for key in keys}
-    parts = dict[str, list[set[str]]]()  # name → the parts of each prefix
-    for key, name in names.items():
-        parts.setdefault(name, []).append({*key.split("/")[:-1]})
-    for key, name in names.items():
-        if len(parts[name]) > 1:
-            shared = set.intersection(*parts[name])
-            names[key] = " ".join([*(part for part in key.split("/")[:-1] if part not in shared), name])
-    times = Counter(names.values())
-    return {key: name if times[name] == 1 else key for key, name in names.items()}
-
-
-def is_undefined(key: str, value: object) -> bool:
-    """Whether the value of a CocoMetric key, such as ``coco/bbox_mAP``, means that there are no objects."""
-    end = key.rpartition("/")[2]
-    return (end in NAMES or end.startswith("AR")) and value == UNDEFINED
-
-
-def named(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics of an evaluator by their names, without those that are undefined."""
-    names = metric_names(metrics)
-    return {names[key]: value for key, value in metrics.items() if not is_undefined(key, value)}
-
-
 class Truth(COCO):
     """The objects of a COCO file without problems, for pycocotools' evaluation."""
 
@@ -168,14 +131,14 @@ def evaluate(truth: Truth, results: Iterable[Detections]) -> dict[str, float]:
     Raises:
         ValueError: masks are compared, and those of the file have problems.
     """
-    content: dict[str, Any] = {}
+    content: dict[str, Any] | None = None
     kinds, has_masks = ["bbox"], any(each.get("segmentation") for each in truth.anns.values())
     for result in results:
         if has_masks and result.crops is not None and len(kinds) == 1:
             kinds.append("segm")
             _usable(truth.source.content.file, masks=True)
-        content = result.to_coco(content or None)
-    if not content:
+        content = result.to_coco(content)
+    if content is None:
         raise ValueError("annotations: expected a COCO file with images, got none")
     images = dict(enumerate(sorted(truth.imgs), 1))
     numbers = {category["name"]: number for number, category in truth.cats.items()}

@@ -63,8 +63,8 @@ class Preprocessing:
             return cls(**values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                "expected a detector written by dcnzoo export with its "
-                f"preprocessing ('{KEY}' in the metadata), got keys {sorted(metadata)}: {error}"
+                f"expected a detector with its preprocessing ('{KEY}' in the metadata), which dcnzoo export "
+                f"writes unless it says why it cannot, got keys {sorted(metadata)}: {error}"
             ) from error
 
     def __call__(

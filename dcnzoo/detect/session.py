@@ -104,20 +104,10 @@ class Session:
                 stacklevel=2,
             )
         step = self.shape[0] or len(images)
-        parts = []
-        for start in range(0, len(images), step):
-            part, part_sizes = images[start : start + step], sizes[start : start + step]
-            missing = step - len(part)
-            values = part, part_sizes.astype(np.int64)
-            if missing or any(room):
-                pad_value = json.loads(self.metadata.get(KEY, "{}")).get("pad_value", 0)
-                border = [(0, missing), (0, 0), *((0, size) for size in room)]
-                values = (
-                    np.pad(values[0], border, constant_values=pad_value),
-                    np.pad(values[1], [(0, missing), (0, 0)], mode="edge"),
-                )
-            outputs = self._run(dict(zip(self.inputs, values, strict=False)))
-            parts.append([output[: len(part)] for output in outputs])
+        parts = [
+            self._run_batch(images[start : start + step], sizes[start : start + step], step, room)
+            for start in range(0, len(images), step)
+        ]
         results = parts[0]
         if len(parts) > 1:
             results = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
@@ -126,3 +116,19 @@ class Session:
             size = [n + more for n, more in zip(images.shape[2:], room, strict=True)]
             outputs["input_size"] = np.tile(np.array(size), (len(images), 1))
         return outputs
+
+    def _run_batch(
+        self, images: np.ndarray, sizes: np.ndarray, number: int, room: list[int]
+    ) -> list[np.ndarray]:
+        """Fill a batch up to ``number`` images with ``room`` more rows and columns; run it."""
+        missing, sizes = number - len(images), sizes.astype(np.int64)
+        values = images, sizes
+        if missing or any(room):
+            pad_value = json.loads(self.metadata.get(KEY, "{}")).get("pad_value", 0)
+            border = [(0, missing), (0, 0), *((0, size) for size in room)]
+            values = (
+                np.pad(images, border, constant_values=pad_value),
+                np.pad(sizes, [(0, missing), (0, 0)], mode="edge"),
+            )
+        outputs = self._run(dict(zip(self.inputs, values, strict=False)))
+        return [output[: len(images)] for output in outputs]

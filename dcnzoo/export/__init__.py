@@ -11,7 +11,7 @@ _HOME = {
     "Detector": "detect.exported.ExportedDetector",
     "ExportResult": "export.result.ExportResult",
     "Int8": "export.options.Int8",
-    "decompositions": "export.aten.decompositions",
+    "decompositions": "export.aten_graph.decompositions",
     "export_onnx": "export.onnx.export_onnx",
     "for_pnnx": "export.pnnx.for_pnnx",
     "register_deform_conv2d_onnx_op": "export.registration.register_deform_conv2d_onnx_op",

@@ -1,8 +1,9 @@
 """Post-processing with outputs of a fixed size, for export.
 
 The number of boxes after NMS, and of RoIs per level of a pyramid, depends on the data, which cannot be
-traced. The operators here have outputs of a fixed size, and ONNX graphs of standard operators; unused
-boxes have a negative score.
+traced. The operators here have outputs of a fixed size, and ONNX graphs of standard operators. A row without
+a box has the score ``ABSENT``: :func:`is_used` is the only test of it, :func:`scaled` the only way to
+multiply scores.
 """
 
 from collections.abc import Callable
@@ -19,49 +20,58 @@ from dcnzoo.export.vmap import row_by_row
 from dcnzoo.ops._transforms import fold, unfold
 
 TINY = 1e-12  # avoids division by zero; smaller than the area of any box
-ABSENT = -1.0  # the score of an unused box; real scores are at least zero
+ABSENT = -1.0  # the score of a row without a box
+
+
+def is_used(scores: Tensor) -> Tensor:
+    """Return which rows have a box. Real scores may be negative: scores of masks are scaled by IoUs."""
+    return scores != ABSENT
+
+
+def scaled(scores: Tensor, factors: Tensor) -> Tensor:
+    """Multiply the scores of the rows that have a box."""
+    return torch.where(is_used(scores), scores * factors, ABSENT)
 
 
 def keep_boxes(
     boxes: Tensor,  # [N, M, 4]
-    scores: Tensor,  # [N, M], negative for unused boxes
+    scores: Tensor,  # [N, M]
     labels: Tensor,  # [N, M]
     iou_threshold: float,
     max_boxes: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes] twice
-    """Non-maximum suppression class by class: (x1, y1, x2, y2, score), best first, labels and indices.
-
-    If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1.
-    """
-    present = torch.where(scores[..., None] >= 0, boxes, 0)
+) -> tuple[Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes]
+    """Non-maximum suppression class by class: (x1, y1, x2, y2, score), best first, and the boxes' indices."""
+    present = torch.where(is_used(scores)[..., None], boxes, 0)
     # shift the boxes of each class apart, so that those of two classes do not overlap
     apart = present + labels[..., None].to(boxes.dtype) * (present.amax((1, 2), keepdim=True) + 1)
     remains = select_boxes(apart, scores, iou_threshold, max_boxes)
-    return _first_boxes(boxes, torch.where(remains, scores, ABSENT), labels, max_boxes)
+    return _first_boxes(boxes, torch.where(remains, scores, ABSENT), max_boxes)
 
 
 def _first_boxes(
-    boxes: Tensor, scores: Tensor, labels: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor]:  # [N, count, 5], [N, count] twice
-    """Return the ``count`` best boxes; missing ones are zeros with label -1 and any valid index."""
-    last = boxes.shape[1] - 1
-    values, index = torch.cat([scores, scores.new_full((boxes.shape[0], count), ABSENT)], 1).topk(count)
-    index, present = index.clamp(max=last), values >= 0
-    dets = torch.cat([take(boxes, index), values[..., None]], -1)
-    labels = torch.where(present, labels.gather(1, index), -1)
-    return torch.where(present[..., None], dets, 0), labels, index
+    boxes: Tensor, scores: Tensor, count: int
+) -> tuple[Tensor, Tensor]:  # [N, count, 5], [N, count]
+    """Return the ``count`` best boxes; missing ones are zeros with the score ``ABSENT`` and a valid index."""
+    values, index = _padded(scores, count).topk(count)
+    index = index.clamp(max=boxes.shape[1] - 1)
+    rows = torch.where(is_used(values)[..., None], take(boxes, index), 0)
+    return torch.cat([rows, values[..., None]], -1), index
+
+
+def _padded(scores: Tensor, count: int) -> Tensor:  # [N, M] -> [N, M + count]
+    return torch.cat([scores, scores.new_full((scores.shape[0], count), ABSENT)], 1)
 
 
 def _select_boxes(
     boxes: Tensor,  # [N, M, 4]
-    scores: Tensor,  # [N, M], negative for unused boxes
+    scores: Tensor,  # [N, M]
     iou_threshold: float,
     max_boxes: int,
 ) -> Tensor:  # [N, M], bool
     """Non-maximum suppression of each image; return which boxes remain."""
     masks = []
     for box, score in zip(boxes.unbind(), scores.unbind(), strict=True):
-        present = (score >= 0).nonzero()[:, 0]
+        present = is_used(score).nonzero()[:, 0]
         index = present[dcnzoo.ops.nms(box[present], score[present], iou_threshold)][:max_boxes]
         masks.append(torch.zeros_like(score, dtype=torch.bool).index_fill(0, index, True))
     return torch.stack(masks)
@@ -76,7 +86,7 @@ def _(boxes, scores, iou_threshold, max_boxes):
     return torch.empty_like(scores, dtype=torch.bool)
 
 
-select_boxes.register_vmap(row_by_row(select_boxes, 2))
+select_boxes.register_vmap(row_by_row(select_boxes, inputs=2))
 
 
 @translates("dcnzoo::_select_boxes", dynamo_only=True)
@@ -103,48 +113,61 @@ def _soft_keep_boxes(
     method: str,
     sigma: float,
     min_score: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes] twice
+) -> tuple[Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes]
     """Like :func:`keep_boxes`, but by soft-NMS (Bodla et al. 2017), class by class.
 
-    Takes the best box ``max_boxes`` times and lowers the scores of the boxes that it overlaps: with
-    ``"gaussian"`` all by ``exp(-iou² / sigma)``; with an overlap of at least ``iou_threshold``, by ``1 -
-    iou`` for ``"linear"`` and to zero for ``"naive"``. Boxes with a score below ``min_score`` are dropped.
+    ``max_boxes`` times, a step takes the best of the remaining boxes, with its current score, and lowers the
+    scores of the boxes of its class by :func:`_soft_factors`. Boxes below ``min_score`` are dropped.
     """
 
-    # all that a step reads is a state, because OpenVINO reads no other values in a loop: the current scores,
-    # the scores at the time when a box was taken, and the boxes
-    def step(left: Tensor, taken: Tensor, boxes: Tensor, labels: Tensor, least: Tensor) -> list[Tensor]:
-        best, index = left.max(1, keepdim=True)
-        this = torch.arange(left.shape[1], device=index.device) == index
-        taken = torch.where(this, torch.maximum(best, taken), taken)  # keeps its score if no box is left
-        box = take(boxes, index)  # [N, 1, 4]
-        low, high = torch.maximum(box[..., :2], boxes[..., :2]), torch.minimum(box[..., 2:], boxes[..., 2:])
-        overlap = (high - low).clamp(min=0).prod(-1)
-        area, areas = ((each[..., 2:] - each[..., :2]).prod(-1) for each in (box, boxes))
-        iou = overlap / (area + areas - overlap).clamp(min=TINY)
-        if method == "gaussian":
-            factor = torch.exp(-iou.square() / sigma)
-        else:
-            factor = torch.where(iou >= iou_threshold, 0 if method == "naive" else 1 - iou, 1)
-        left = torch.where(labels.gather(1, index) == labels, left * factor, left)
-        return [torch.where(this | (left < least), ABSENT, left), taken, boxes.clone(), labels.clone()]
+    # What a step reads is one of its arguments, and what it returns is a copy: OpenVINO reads no other values
+    # in a loop. Its results are its first four arguments for the next step.
+    def step(
+        remaining: Tensor,  # [N, M], current scores; ABSENT for boxes that are taken or dropped
+        taken: Tensor,  # [N, M], scores of the boxes that are taken; ABSENT for the others
+        boxes: Tensor,
+        labels: Tensor,
+        least: Tensor,  # the minimum score
+    ) -> list[Tensor]:
+        score, index = remaining.max(1, keepdim=True)
+        is_best = torch.arange(remaining.shape[1], device=index.device) == index
+        taken = torch.where(is_best & is_used(score), score, taken)  # nothing changes if no box remains
+        factors = _soft_factors(_ious(take(boxes, index), boxes), method, iou_threshold, sigma)
+        of_class = labels.gather(1, index) == labels
+        remaining = torch.where(of_class, scaled(remaining, factors), remaining)
+        remaining = torch.where(is_best | (remaining < least), ABSENT, remaining)
+        return [remaining, taken, boxes.clone(), labels.clone()]
 
     states = [scores.contiguous(), torch.full_like(scores, ABSENT), boxes.contiguous(), labels.contiguous()]
-    # without an input that the step reads, OpenVINO takes one step
-    steps = [scores.new_full((max_boxes,), min_score)]
-    _, taken, *_ = torch.ops.higher_order.scan(step, states, steps, ())
-    return _first_boxes(boxes, taken, labels, max_boxes)
+    # the number of steps; OpenVINO takes one step if the step does not read its row
+    rows = [scores.new_full((max_boxes,), min_score)]
+    _, taken, *_ = torch.ops.higher_order.scan(step, states, rows, ())
+    return _first_boxes(boxes, taken, max_boxes)
+
+
+def _ious(box: Tensor, boxes: Tensor) -> Tensor:  # [N, 1, 4], [N, M, 4] -> [N, M]
+    low, high = torch.maximum(box[..., :2], boxes[..., :2]), torch.minimum(box[..., 2:], boxes[..., 2:])
+    overlap = (high - low).clamp(min=0).prod(-1)
+    area, areas = ((each[..., 2:] - each[..., :2]).prod(-1) for each in (box, boxes))
+    return overlap / (area + areas - overlap).clamp(min=TINY)
+
+
+def _soft_factors(ious: Tensor, method: str, iou_threshold: float, sigma: float) -> Tensor:
+    """Return the factors for scores of boxes with these overlaps, by a method of ``mmcv.ops.soft_nms``."""
+    if method == "gaussian":
+        return torch.exp(-ious.square() / sigma)
+    return torch.where(ious >= iou_threshold, 0 if method == "naive" else 1 - ious, 1)
 
 
 # An operator, because torch's vmap rule for scan turns the number of images into a constant.
 soft_keep_boxes = torch.library.custom_op("dcnzoo::_soft_keep_boxes", _soft_keep_boxes, mutates_args=())
-soft_keep_boxes.register_vmap(row_by_row(soft_keep_boxes, 3))
+soft_keep_boxes.register_vmap(row_by_row(soft_keep_boxes, inputs=3))
 
 
 @soft_keep_boxes.register_fake
 def _(boxes, scores, labels, iou_threshold, max_boxes, *settings):
     batch = boxes.shape[0]
-    return boxes.new_empty(batch, max_boxes, 5), *(labels.new_empty(batch, max_boxes) for _ in range(2))
+    return boxes.new_empty(batch, max_boxes, 5), labels.new_empty(batch, max_boxes)
 
 
 def _roi_align_pyramid(
@@ -234,7 +257,7 @@ def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if isinstance(available, int):
         count = min(count, available)
     else:  # M depends on the image's size and may be less than count: append unused boxes
-        scores = torch.cat([scores, scores.new_full((scores.shape[0], count), ABSENT)], 1)
+        scores = _padded(scores, count)
     values, index = scores.topk(count)
     return values, index.clamp(max=available - 1)
 

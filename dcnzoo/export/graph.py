@@ -1,8 +1,8 @@
 """Create ONNX nodes in the same way for both of torch's exporters.
 
 A translation receives a :class:`Graph` and creates nodes by their ONNX names: ``g.Add(a, b)``,
-``g.Transpose(a, perm=[0, 2, 1])``. Both exporters then produce the same nodes; :mod:`dcnzoo.export.aten`
-computes them by operators of torch.
+``g.Transpose(a, perm=[0, 2, 1])``. Both exporters then produce the same nodes;
+:mod:`dcnzoo.export.aten_graph` computes them by operators of torch.
 """
 
 from collections.abc import Callable

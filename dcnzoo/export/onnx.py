@@ -1,8 +1,8 @@
 """Write ONNX files of modules with dcnzoo's operators.
 
-:func:`export_onnx` calls ``torch.export`` and then ``torch.onnx.export``; what both need changed is in
-:mod:`dcnzoo.export.passes`. The nodes of an operator are in :mod:`dcnzoo.export.operators`, those of
-post-processing in :mod:`dcnzoo.export.fixed_size`.
+:func:`export_onnx` calls :func:`trace`, by ``torch.export``, and then ``torch.onnx.export``. What their
+graphs need changed is in :mod:`dcnzoo.export.passes`. The nodes of an operator are in
+:mod:`dcnzoo.export.operators`, those of post-processing in :mod:`dcnzoo.export.fixed_size`.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map
 
 from dcnzoo.compat import patches
@@ -52,22 +53,10 @@ def export_onnx(
             cannot be traced: the message names file and line.
     """
     import onnx
-    from onnxscript.rewriter.rules.common import slice_split_rule
 
     table = translation_table(opset_version, deform_conv)
-    with torch.no_grad(), quiet(), patches.Changes() as changes:
-        # a public rule of onnxscript, which lists all nodes of the graph for each node: 1 to 6 seconds.
-        # Its optimiser has no argument that leaves a rule out
-        changes.set(slice_split_rule, "try_rewrite", lambda *_, **__: None)
-        # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
-        # ONNX export
-        with named_errors(model):
-            program = torch.export.export(model, args, dynamic_shapes=_unnamed(dynamic_shapes), strict=False)
-        passes.remove_assertions(program)
-        if any(node.target in LOOPS for node in program.graph.nodes):
-            program = program.run_decompositions(LOOPS)
-        passes.check_ranges(program)
-        passes.set_types_of_ranges(program)
+    with torch.no_grad(), quiet(), without_slow_rule():
+        program = trace(model, args, dynamic_shapes)
         try:
             onnx_program = torch.onnx.export(
                 program,
@@ -84,7 +73,7 @@ def export_onnx(
     assert onnx_program is not None  # with dynamo=True
     passes.name_nodes(onnx_program.model)
     passes.remove_default_reductions(onnx_program.model)
-    model_proto = onnx_program.model_proto
+    model_proto = onnx_program.model_proto  # from here on, changes of the model have no effect
     passes.copy_constants_into_scans(model_proto)
     for key, value in (metadata or {}).items():
         model_proto.metadata_props.add(key=key, value=value)
@@ -92,13 +81,40 @@ def export_onnx(
         onnx.save(model_proto, partial)
 
 
+@torch.no_grad()
+def trace(model: torch.nn.Module, args: tuple, dynamic_shapes: Any = None) -> ExportedProgram:
+    """Return the program of a model for ``torch.onnx.export``, with the arguments of :func:`export_onnx`.
+
+    ``torch.onnx.export`` would also trace, but inside it, MMDetection takes outdated branches.
+    """
+    with named_errors(model):
+        # without names of axes, whose ranges torch.export would check
+        shapes = tree_map(lambda axis: Dim.DYNAMIC if isinstance(axis, str) else axis, dynamic_shapes)
+        program = torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
+    passes.check_ranges(program, dynamic_shapes)
+    passes.remove_assertions(program)  # before the decompositions, which trace the program again
+    if any(node.target in LOOPS for node in program.graph.nodes):
+        program = program.run_decompositions(LOOPS)
+    passes.set_types_of_ranges(program)  # after them: they add ranges
+    return program
+
+
+@contextlib.contextmanager
+def without_slow_rule() -> Iterator[None]:
+    """Context without a rule of onnxscript's optimiser, which lists all nodes for each: 1 to 6 seconds.
+
+    The optimiser has no argument that leaves it out. A version without a public rule of this name keeps all.
+    """
+    with patches.Changes() as changes:
+        with contextlib.suppress(ImportError):
+            from onnxscript.rewriter.rules.common import slice_split_rule
+
+            changes.set(slice_split_rule, "try_rewrite", lambda *_, **__: None)
+        yield
+
+
 def first_cause(error: BaseException) -> BaseException:
     return error if error.__cause__ is None else first_cause(error.__cause__)
-
-
-def _unnamed(shapes: Any) -> Any:
-    """Replace the names of dynamic axes: ``torch.export`` would check ranges of named ones."""
-    return tree_map(lambda axis: torch.export.Dim.DYNAMIC if isinstance(axis, str) else axis, shapes)
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ class ExportOptions:
             ``"gatherelements"`` for runtimes without ``DeformConv``, such as TensorRT before 10.1.
         raw_outputs: export the outputs of a single-stage head.
         verify: a picture or a folder, on which the file must detect what PyTorch does; True: a generated
-            picture. A file in float16 or int8 is not compared: measure its AP.
+            picture. A file in float16 or int8 is run, but not compared: measure its AP.
         metadata: entries for the metadata of the file. Keys that begin with ``dcnzoo.`` are dcnzoo's.
         img_shape: the input of this name in an ONNX file: ``"optional"``, with a default; ``"required"``, as
             onnxruntime-web needs it; or None: no such input, for pictures that are never padded.
@@ -114,7 +114,7 @@ class ExportOptions:
             raise UserError(f"path: expected a file in a folder that exists, got {self.path}")
         is_int8 = isinstance(self.precision, Int8)
         packages = {"onnx": True, "onnxscript": True, "openvino": not is_onnx}
-        packages["onnxruntime"] = is_int8 or (self.verifies and is_onnx)
+        packages["onnxruntime"] = is_int8 or (bool(self.verify) and is_onnx)
         for package in filter(packages.get, packages):
             import_module(package)
         if not isinstance(self.verify, bool) and picture_files(self.verify) is None:
@@ -124,8 +124,8 @@ class ExportOptions:
         require_new("export", *self.files, force=self.force)
 
     @property
-    def verifies(self) -> bool:
-        """Whether the file is compared with PyTorch."""
+    def compares(self) -> bool:
+        """Whether the file is compared with PyTorch. One in float16 or int8 is run, but not compared."""
         return bool(self.verify) and self.precision == "float32"
 
     @property

@@ -3,20 +3,25 @@
 :mod:`dcnzoo.export.onnx` calls each once. Each docstring says what fails without it.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
 
-def check_ranges(program: torch.export.ExportedProgram) -> None:
-    """Refuse a graph for a limited range of sizes: tracing treats an axis of length 1 as constant."""
+def check_ranges(program: torch.export.ExportedProgram, dynamic_shapes: Any) -> None:
+    """Refuse a graph for a limited range of sizes: tracing treats an axis of length 1 as constant.
+
+    Limits that the caller gave, by a ``Dim``, are not refused.
+    """
+    limits = {getattr(axis, "max", None) for axis in tree_leaves(dynamic_shapes)}
     for symbol, sizes in program.range_constraints.items():
         computed = str(symbol).startswith("u")  # a number in the graph, not the size of an input
-        if not computed and sizes.upper.is_finite and sizes.upper < 2**31:
+        if not computed and sizes.upper.is_finite and sizes.upper < 2**31 and sizes.upper not in limits:
             raise ValueError(
                 "dynamic_shapes: expected an example in which no feature map has a height or width of 1, "
                 f"got a graph for sizes up to {sizes.upper} ({symbol}) only; use a larger example"

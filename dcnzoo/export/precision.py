@@ -19,7 +19,7 @@ Feed = Mapping[str, np.ndarray]  # input → value
 
 # Operators with weights, whose inputs from earlier layers may be inexact.
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "DeformConv"}
-# Inputs that must be exact: positions in images, and candidates for boxes.
+# Inputs that must be exact: positions in images, and candidates for boxes. These operators stay in float32.
 _EXACT = {
     "DeformConv": (2, 4),
     "Cos": (0,),
@@ -33,11 +33,8 @@ _EXACT = {
 }
 _INT8 = ("Conv", "Gemm", "MatMul")  # onnxruntime has int8 kernels for these
 _ACTIVATIONS = ("Clip", "Relu")  # become part of the rounding to int8
-# Operators that stay in float32: constants, loops, and those that ONNX or most runtimes lack in float16.
-_FLOAT32 = {
-    *("Constant", "ConstantOfShape", "CumSum", "DeformConv", "If", "Loop", "NonMaxSuppression", "Range"),
-    *("RoiAlign", "Scan", "TopK"),
-}
+# Others that stay in float32: constants, sums, loops, and those that ONNX lacks in float16.
+_FLOAT32 = {*_EXACT, "Constant", "ConstantOfShape", "CumSum", "If", "Loop", "Range", "Scan"}
 _ALWAYS_FLOAT32 = {"Resize": (1, 2)}  # inputs: region and scales
 
 

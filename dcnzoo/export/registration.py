@@ -4,8 +4,7 @@ Both call the translations of :mod:`dcnzoo.export.operators`, with the :class:`d
 the exporter. The table is for ``dynamo=True``, the symbolic functions are for ``dynamo=False``.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,13 +44,19 @@ def translation_table(
 
         return translate
 
-    graphs = {}
+    table = {}
     for name, translation in (translations | dynamo_translations).items():
-        namespace, _, operator = name.partition("::")
-        operator, _, overload = operator.partition(".")
-        if packet := getattr(getattr(torch.ops, namespace), operator, None):  # torchvision's may be missing
-            graphs[getattr(packet, overload or "default")] = translation
-    return {overload: onnxscript_function(graph) for overload, graph in graphs.items()}
+        if operator := operator_named(name):  # torchvision's may be missing
+            table[operator] = onnxscript_function(translation)
+    return table
+
+
+def operator_named(name: str) -> Any:
+    """Return the overload of torch with the name of a translation; None if it is not defined."""
+    namespace, _, operator = name.partition("::")
+    operator, _, overload = operator.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), operator, None)
+    return packet and getattr(packet, overload or "default")
 
 
 def register_deform_conv2d_onnx_op(use_gathernd: bool = True, enable_openvino_patch: bool = False) -> None:
@@ -81,29 +86,30 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
     opsets.check_form(deform_conv, opsets.TORCHSCRIPT[-1], opsets.TORCHSCRIPT)
     for opset in opsets.TORCHSCRIPT:
         for name, translation in translations.items():
-            torch.onnx.register_custom_op_symbolic(name, _symbolic(translation, opset, deform_conv), opset)
+            symbolic = _symbolic(name, translation, opset, deform_conv)
+            torch.onnx.register_custom_op_symbolic(name, symbolic, opset)
 
 
-def _symbolic(translation: Callable, opset: int, deform_conv: str) -> Callable:
-    """Return a translation as a function for ``register_custom_op_symbolic``."""
-    kinds = [parameter.annotation for parameter in inspect.signature(translation).parameters.values()][1:]
+def _symbolic(name: str, translation: Callable, opset: int, deform_conv: str) -> Callable:
+    """Return the translation of an operator as a function for ``register_custom_op_symbolic``."""
 
     def symbolic(g: Any, *arguments: torch.Value) -> Value:
         opsets.check_form(deform_conv, opset, opsets.TORCHSCRIPT)
-        values = [_constant(value, kind) for value, kind in zip(arguments, kinds, strict=False)]
+        schema = operator_named(name)._schema.arguments  # the operator is defined: a model calls it
+        values = [
+            value if "Tensor" in str(declared.type) and not value.node().mustBeNone() else _constant(value)
+            for value, declared in zip(arguments, schema, strict=False)
+        ]
         return translation(TorchScriptGraph(opset, deform_conv, g), *values)
 
     return symbolic
 
 
-def _constant(value: torch.Value, kind: Any) -> Any:
-    """Return an argument as the number or list that a translation expects; None if it is omitted."""
+def _constant(value: torch.Value) -> Any:
+    """Return the number, the list of numbers or None of an argument that is not a tensor."""
     node = value.node()
     if node.mustBeNone():
         return None
-    if kind is Value:  # a tensor, or unused
-        return value
     if node.kind() == "prim::ListConstruct":
         return [int(part.node().t("value")) for part in node.inputs()]
-    number = node.t("value")
-    return number.tolist() if kind == Sequence[int] else kind(number)
+    return node.t("value").tolist()

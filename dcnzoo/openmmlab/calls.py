@@ -21,7 +21,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.utils.files import note
+from dcnzoo.utils.errors import note
 
 # name endings of the heads' last layers; without conv_logits (masks), whose values are only thresholded
 PREDICTIONS = ("_cls", "_reg", "_obj", "fc_logits", "_centerness", "_iou", "cls_branches", "reg_branches")

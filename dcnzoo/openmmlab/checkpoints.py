@@ -4,13 +4,14 @@ Pickle, the format of checkpoints, can call any function while it is read. Only 
 objects and the types in mmengine's log are allowed. Damaged files and NaN are rejected too.
 """
 
+import contextlib
 import functools
 import json
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +36,7 @@ MapLocation = str | torch.device | Callable | dict | None  # the same types as i
 LISTS = list | tuple | dict | np.ndarray  # files of different programs have class names in these types
 _NAMES = "dataset_meta"  # key of the class names in ``meta`` and in the metadata of safetensors
 
-_verified: set[tuple[int, ...]] = set()  # files that this process has read without damage
+_read_ahead: dict[tuple[int, ...], Mapping] = {}  # at most one file, from read_ahead until it is loaded
 
 
 class CheckpointError(UserError):
@@ -55,8 +56,8 @@ _KINDS = {
 def damage(path: str | os.PathLike) -> str | None:
     """Return what a file is instead of a checkpoint, such as ``an empty file``; None if no damage is found.
 
-    Verifies the CRC-32 of each part of the archive that torch ≥ 1.6 writes. An intact file is read again only
-    after it has changed. In files of older versions of torch, only the first byte is checked.
+    Verifies the CRC-32 of each part of the archive that torch ≥ 1.6 writes. In files of older versions of
+    torch, only the first byte is checked.
     """
     if kind := _KINDS.get(Path(path).suffix.lower()):
         return kind
@@ -66,10 +67,6 @@ def damage(path: str | os.PathLike) -> str | None:
         first = file.read(2)
     if first != b"PK":
         return None if first.startswith(b"\x80") else "another file" if first else "an empty file"
-    state = os.stat(path)
-    identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-    if identity in _verified:
-        return None
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -77,7 +74,6 @@ def damage(path: str | os.PathLike) -> str | None:
         return f"a file that is truncated or damaged ({one_line(error)}); copy it again"
     if broken:
         return f"a file that is damaged ({printable(broken)}); copy it again"
-    _verified.add(identity)
     return None
 
 
@@ -99,6 +95,8 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
     """
     if not isinstance(unsafe_load, bool):
         raise UserError(f"unsafe_load: expected True or False, got {unsafe_load!r}")
+    if content := _read_ahead.pop(_identity(path), None):
+        return content
     name = str(path) if isinstance(path, str | os.PathLike) else "checkpoint"
     if name.endswith(".safetensors"):
         checkpoint = _load_safetensors(name)
@@ -111,6 +109,21 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
     if problem := not_finite(checkpoint):
         raise CheckpointError(f"{name}: expected finite weights, got {problem}; use an earlier checkpoint")
     return checkpoint
+
+
+def read_ahead(path: str | os.PathLike) -> None:
+    """Read a file by :func:`load_file`, and keep the content for the next call of it for this file."""
+    _read_ahead.clear()
+    content = load_file(path)
+    _read_ahead[_identity(path)] = content
+
+
+def _identity(path: Source) -> tuple[int, ...]:
+    """Return numbers that change if a file is replaced or written; none if there is no file."""
+    if not isinstance(path, str | os.PathLike) or not os.path.exists(path):
+        return ()
+    state = os.stat(path)
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def not_finite(checkpoint: Mapping) -> str:
@@ -263,6 +276,16 @@ def enforce_weights_only(changes: Changes) -> None:
 
     changes.set_item(CheckpointLoader._schemes, "", load_local)
     changes.set(loading, "load_url", load_url)
+
+
+@contextlib.contextmanager
+def unsafe_loading(unsafe_load: bool) -> Iterator[None]:
+    """Context in which mmengine's loaders of local files use ``unsafe_load`` of :func:`load_file`."""
+    with Changes() as changes:
+        if unsafe_load:
+            readers = CheckpointLoader._schemes
+            changes.set_item(readers, "", lambda file, where=None: load_file(file, unsafe_load, where))
+        yield
 
 
 def load_url(

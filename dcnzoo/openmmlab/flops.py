@@ -23,7 +23,7 @@ def count(
     """Count the operations of a detector for a picture, or for each of several; see :func:`count_operations`.
 
     Args:
-        model: from :func:`dcnzoo.openmmlab.runs.execute.build`.
+        model: from :func:`dcnzoo.openmmlab.runs.build.build_model`.
         shape: height and width of a picture of noise (default: the output of the test pipeline).
         images: use this many images of the config's test set instead.
     """

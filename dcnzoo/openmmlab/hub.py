@@ -55,7 +55,7 @@ def push_model(
     """Upload a detector to a repository of the Hub, which is created if it does not exist.
 
     Args:
-        model: from :func:`dcnzoo.openmmlab.runs.execute.build`.
+        model: from :func:`dcnzoo.openmmlab.runs.build.build_model`.
         repository: ``OWNER/NAME``.
         metrics: result of ``detector.evaluate``, for the model card.
         data: the data on which it was trained and evaluated, for the model card.

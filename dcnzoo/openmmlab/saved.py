@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab.checkpoints import CheckpointError, read_ahead
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import files_beside, read_beside
 
@@ -122,6 +122,7 @@ class SavedCheckpoints:
     def undamaged(self) -> Path | None:
         """Return the latest undamaged checkpoint, to resume from; None if there is none.
 
+        Its content is kept for the runner, which loads it next (:func:`read_ahead`).
         A warning names the later, damaged ones. If the names follow another config's template, the checkpoint
         that ``last_checkpoint`` names is returned.
 
@@ -134,7 +135,7 @@ class SavedCheckpoints:
         damaged = 0
         for _, path in sorted(self.numbered().items(), reverse=True):
             try:
-                load_file(path)
+                read_ahead(path)
                 return path
             except CheckpointError as error:
                 damaged += 1

@@ -1,9 +1,10 @@
 """The operators as functions. They need only torch. The sources of their kernels are in ops/ of a clone.
 
 A call passes, in this order, the function in ``deform_conv.py``, autocast and vmap in ``_transforms.py``, the
-derivatives in ``_autograd.py``, and ``choose.py``, which chooses among the kernels: the libraries that
-``_library.py`` loads, ``fused/``, ``plain.py`` and ``reference.py``. The record of an operator
-(``operator.py``), below its function, has everything that ``register.py`` registers with torch.
+derivatives in ``_autograd.py``, and ``run.py``, which runs the kernel of its plan (``plans.py``). The table
+in ``choose.py`` decides among the libraries that ``_library.py`` loads, ``fused/``, ``plain.py`` and
+``reference.py``. The record of an operator (``operator.py``), below its function, has everything that
+``register.py`` registers with torch.
 """
 
 from ._library import cpu_capability as cpu_capability

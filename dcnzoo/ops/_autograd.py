@@ -4,6 +4,7 @@
 forward-mode tangents silently.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,8 +12,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-from . import choose
+from . import run
 from ._backward import Backward, reference_gradients
 from ._library import implementations
 from ._torch_private import (
@@ -30,25 +32,25 @@ from ._torch_private import (
 from .operator import Operator
 
 
-def register_autograd(record: Operator) -> None:
+def register_autograd(operator: Operator) -> None:
     """Register the derivative of an operator."""
-    name, overload, Call = record.name, record.overload, record.Call
+    name, overload, Call = operator.name, operator.overload, operator.Call
     if TRANSFORMS in missing:
-        setup_context = cast(Callable, record.setup_context)
+        setup_context = cast(Callable, operator.setup_context)
         torch.library.register_autograd(
             f"dcnzoo::{name}",
-            cast(Callable, record.backward),
+            cast(Callable, operator.backward),
             setup_context=lambda ctx, inputs, output: setup_context(ctx, Call(*inputs), output),
         )
         return
-    function = _function(record)
+    function = _function(operator)
 
     def autograd(keys, *arguments):
-        has_tangents = choose.has_tangents(arguments)
-        if not (has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments))):
+        is_forward_mode = has_tangents(arguments)
+        if not (is_forward_mode or (torch.is_grad_enabled() and any_requires_grad(*arguments))):
             return _below_autograd(overload, keys, arguments)
-        if has_tangents and not record.is_backward:
-            return choose.run_reference(record, Call(*arguments))
+        if is_forward_mode and not operator.is_backward:
+            return run.run_reference(operator, Call(*arguments))
         with enable_single_level_autograd_function():
             return function.apply(*Call(*arguments), keys)
 
@@ -63,18 +65,18 @@ def _below_autograd(overload: torch._ops.OpOverload, keys: Any, arguments: Seque
             # redispatch, because an ordinary call would start at the top, with autocast, again
             return overload.redispatch(keys & after_autograd_keyset, *arguments)
         except RuntimeError as error:
-            choose.raise_out_of_memory(error)
+            run.raise_out_of_memory(error)
             raise
 
 
-def _function(record: Operator) -> Any:
+def _function(operator: Operator) -> Any:
     """Return the derivative as an autograd function of the operator's arguments and the dispatch keys.
 
     It handles a single level: the current transform of ``torch.func``, or plain autograd. The dispatcher
     calls it again for each other level.
     """
-    overload, Call = record.overload, record.Call
-    setup_context, backward = cast(Callable, record.setup_context), cast(Callable, record.backward)
+    overload, Call = operator.overload, operator.Call
+    setup_context, backward = cast(Callable, operator.setup_context), cast(Callable, operator.backward)
 
     class Function(SingleLevelFunction):
         @staticmethod
@@ -99,7 +101,14 @@ def _function(record: Operator) -> Any:
             with torch.autocast(kind, enabled=False):
                 return *backward(ctx, *grads), None
 
-    return type(f"dcnzoo_{record.name}", (Function,), {})  # autograd names graph nodes after this class
+    return type(f"dcnzoo_{operator.name}", (Function,), {})  # autograd names graph nodes after this class
+
+
+def has_tangents(arguments: Sequence[Any]) -> bool:
+    """Return whether an argument has a forward-mode tangent. Below autograd, torch hides tangents."""
+    if not in_dual_level():
+        return False
+    return any(isinstance(a, Tensor) and unpack_dual(a).tangent is not None for a in arguments)
 
 
 def in_forward_mode(*tensors: Tensor | None) -> bool:
@@ -108,14 +117,14 @@ def in_forward_mode(*tensors: Tensor | None) -> bool:
     In a ``torch.func`` transform, the tangents of outer levels are not visible here. There, any dual level
     counts.
     """
-    return in_dual_level() and (transforms_active() or choose.has_tangents(tensors))
+    return in_dual_level() and (transforms_active() or has_tangents(tensors))
 
 
 def with_backward(
     forward: Operator,
     gradients: Sequence[str],
     *,
-    saves: Mapping[str, Callable[[Any], Any]] | None = None,
+    saves: Mapping[str, str] | None = None,
     recompute: Callable[[Any], dict] = lambda call: {},
     is_linear: bool = False,
     in_order: Callable[[Any], Tensor] | None = None,
@@ -129,7 +138,7 @@ def with_backward(
     The second derivative differentiates ``reference`` twice, which is exact but slow.
 
     Args:
-        saves: name of a backward argument that the forward lacks -> function of the forward's call.
+        saves: name of a backward argument that the forward lacks -> its path in the forward's call.
         recompute: returns the forward's arguments that the backward lacks, by name, from its call.
         is_linear: whether the operator is linear in the only argument that has a gradient. The second
             derivative then is the operator itself.
@@ -141,7 +150,7 @@ def with_backward(
     """
     backward = Backward(forward, gradients, saves or {}, recompute, keeps_format)
     derivative = _Derivative(backward, is_linear)
-    record = Operator(
+    operator = Operator(
         backward.name,
         reference=partial(backward.run, backward.by_reference),
         plain=partial(backward.run, backward.by_plain),
@@ -157,21 +166,18 @@ def with_backward(
         fused_may_be_faster=forward.fused_may_be_faster,
     )
     forward = replace(forward, setup_context=derivative.setup_context, backward=derivative.backward)
-    return forward, record
+    return forward, operator
 
 
 class _Derivative:
     """The first derivative of an operator, a call of its backward, and the second one, of that call."""
 
-    def __init__(self, backward: Backward, is_linear: bool) -> None:
-        self.record, self.forward, self.is_linear = backward, backward.forward, is_linear
+    def __init__(self, record: Backward, is_linear: bool) -> None:
+        self.record, self.forward, self.is_linear = record, record.forward, is_linear
 
     def setup_context(self, ctx: Any, call: Any, output: object) -> None:
-        record = self.record
-        saves = record.saves
-        values = [saves[name](call) if name in saves else getattr(call, name) for name in record.stored]
-        ctx.save_for_backward(*values[: len(record.tensors) - 1])  # without grad_output
-        ctx.numbers = values[len(record.tensors) - 1 :]
+        ctx.save_for_backward(*self.record.tensors_of(call))
+        ctx.numbers = self.record.numbers_of(call)
 
     def backward(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         record, needs = self.record, ctx.needs_input_grad
@@ -193,21 +199,28 @@ class _Derivative:
         return tuple(results)
 
     def setup_context_of_backward(self, ctx: Any, call: Any, output: object) -> None:
-        ctx.save_for_backward(*call[: len(self.record.tensors)])
-        ctx.numbers = call[len(self.record.tensors) :]  # and output_mask
+        tensors = self.record.tensors
+        ctx.save_for_backward(*[getattr(call, name) for name in tensors])
+        ctx.call = call._replace(**dict.fromkeys(tensors))  # autograd saves tensors, a call the numbers
 
     def backward_of_backward(self, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         record = self.record
-        call = record.Call(*ctx.saved_tensors, *ctx.numbers)
+        call = ctx.call._replace(**dict(zip(record.tensors, ctx.saved_tensors, strict=True)))
+        of_gradients = dict(zip(record.gradients, grads, strict=True))
         if self.is_linear:
-            return self.forward.overload(*grads, *record.forward_call(call)[1:]), *[None] * (len(call) - 1)
-        needed = zip(record.gradients, grads, call.output_mask, strict=True)
-        chosen = {name: grad for name, grad, is_needed in needed if is_needed}
+            inputs = record.forward_call(call)._replace(**of_gradients)
+            second = {"grad_output": self.forward.overload(*inputs)}
+        else:
+            second = self._second_by_reference(call, of_gradients)
+        return tuple(second.get(name) for name in call._fields)
+
+    def _second_by_reference(self, call: Any, of_gradients: dict[str, Tensor]) -> dict[str, Tensor | None]:
+        record = self.record
+        needed = list(itertools.compress(record.gradients, call.output_mask))
 
         def gradients(*arguments: Any) -> tuple[Tensor | None, ...]:
-            return tuple(record.by_reference(record.Call(*arguments), list(chosen)))
+            return tuple(record.by_reference(record.Call(*arguments), needed))
 
         names = ["grad_output", *(name for name in record.tensors if name in record.gradients)]
-        second = reference_gradients(gradients, tuple(chosen.values()), call, names)
-        by_name = dict(zip(names, second, strict=True))
-        return tuple(by_name.get(name) for name in call._fields)
+        grads = tuple(of_gradients[name] for name in needed)
+        return dict(zip(names, reference_gradients(gradients, grads, call, names), strict=True))

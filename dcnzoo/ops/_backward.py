@@ -1,6 +1,7 @@
 """The record of a backward, from the record of its forward and the two schemas."""
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -36,6 +37,13 @@ def reference_gradients(
     return [gradients.get(name) for name in names]
 
 
+def _values_at(*paths: str) -> Callable[[Any], tuple]:
+    """Return the function that returns an object's attributes, such as ``input.shape``, as a tuple."""
+    if len(paths) > 1:
+        return attrgetter(*paths)
+    return lambda call: tuple([attrgetter(path)(call) for path in paths])
+
+
 class Backward:
     """The operator ``_{name}_backward``: its calls, and the fields of its record.
 
@@ -43,13 +51,13 @@ class Backward:
 
     Attributes:
         positions: positions of the ``gradients`` among the forward's arguments.
-        tensors: names of the first arguments: ``grad_output`` and the other tensors. After them come numbers
-            and, if ``has_mask``, ``output_mask``.
-        stored: names of the arguments that the forward stores.
+        tensors: names of the first arguments, ``grad_output`` and the other tensors.
+        tensors_of, numbers_of: return the next arguments from a call of the forward: the tensors after
+            ``grad_output``, then the numbers. If ``has_mask``, ``output_mask`` is the last argument.
     """
 
     def __init__(self, forward: Operator, gradients, saves, recompute, keeps_format):
-        self.forward, self.gradients, self.saves = forward, gradients, saves
+        self.forward, self.gradients = forward, gradients
         self.recompute, self.keeps_format = recompute, keeps_format
         self.name = f"_{forward.name}_backward"
         self.rows = ("grad_output", *forward.rows) if forward.rows else ()
@@ -57,7 +65,9 @@ class Backward:
         self.Call = arguments_of(self.name)
         types = {argument.name: str(argument.type) for argument in self.overload._schema.arguments}
         self.tensors = [name for name, kind in types.items() if kind in ("Tensor", "Optional[Tensor]")]
-        self.stored = [name for name in types if name not in ("grad_output", "output_mask")]
+        numbers = [name for name in types if name not in (*self.tensors, "output_mask")]
+        self.tensors_of = _values_at(*self.tensors[1:])
+        self.numbers_of = _values_at(*(saves.get(name, name) for name in numbers))
         self.has_mask = "output_mask" in types
         self.positions = [forward.Call._fields.index(name) for name in gradients]
 

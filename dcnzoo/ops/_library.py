@@ -4,9 +4,12 @@ On Windows, the first is ``_C_cpu.dll``. If it does not load, this module define
 PyTorch runs them.
 """
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +21,7 @@ _SUFFIX = ".dll" if os.name == "nt" else ".so"
 _BUILD = "The wheels for a platform have it; in a clone of dcnzoo, `make setup` builds it."
 
 loaded: dict[str, Path] = {}  # device -> the library that was loaded
+kernels: dict[str, dict[str, Any]] = {}  # device -> name of an operator -> its compiled kernel
 problems: dict[str, str] = {}  # device -> why its library was not loaded
 _definitions: torch.library.Library | None = None  # of the operators, if the CPU library does not load
 
@@ -40,8 +44,16 @@ def _load(device: str, path: Path) -> None:
     try:
         torch.ops.load_library(path)
         loaded[device] = path
+        kernels[device] = dict(_compiled_kernels(device))
     except OSError as error:
         problems[device] = f"{path.name} does not load: {error}. {_BUILD}"
+
+
+def _compiled_kernels(device: str) -> Iterator[tuple[str, Any]]:
+    """Yield each operator with its kernel, before a kernel in Python replaces it in torch's table."""
+    for name in names():
+        with contextlib.suppress(RuntimeError):  # the operator has none for this device
+            yield name, torch.library.get_kernel(f"dcnzoo::{name}", device.upper())
 
 
 def _load_cuda(cuda: str) -> None:

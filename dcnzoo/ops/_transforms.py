@@ -22,8 +22,8 @@ def register_autocast(operator: Operator, float32: tuple[str, ...]) -> None:
                 _register(operator, key, float32)
 
 
-def _register(record: Operator, key: str, float32: tuple[str, ...]) -> None:
-    overload, names = record.overload, record.Call._fields
+def _register(operator: Operator, key: str, float32: tuple[str, ...]) -> None:
+    overload, names = operator.overload, operator.Call._fields
     keys = DispatchKeySet(getattr(DispatchKey, key))
 
     def autocast(*arguments):
@@ -40,24 +40,24 @@ def _register(record: Operator, key: str, float32: tuple[str, ...]) -> None:
         with ExcludeDispatchKeyGuard(keys):
             return overload(*itertools.starmap(cast, zip(names, arguments, strict=False)))
 
-    implementations.impl(record.name, autocast, key)
+    implementations.impl(operator.name, autocast, key)
 
 
-def register_vmap(record: Operator) -> None:
+def register_vmap(operator: Operator) -> None:
     """Register the batching rule of an operator, which runs many calls as one.
 
     If only maps have a vmap axis, it becomes part of the batch. If weights have one, or a weight needs
     separate gradients, the axis becomes part of the channels, and its size multiplies the groups.
     ``output_mask`` of an operator with several results selects the results to compute.
     """
-    inputs, outputs = record.batched.split("->")
+    inputs, outputs = operator.batched.split("->")
 
-    @torch.library.register_vmap(f"dcnzoo::{record.name}")
+    @torch.library.register_vmap(f"dcnzoo::{operator.name}")
     def batched(info, dims, *arguments):
-        call, size = record.Call(*arguments), info.batch_size
+        call, size = operator.Call(*arguments), info.batch_size
         with_axis = {kind for kind, dim in zip(inputs, dims, strict=False) if dim is not None}
         if "s" in with_axis:
-            raise RuntimeError(f"{record.name}: spatial_shapes, level_start_index: expected no vmap axis")
+            raise RuntimeError(f"{operator.name}: spatial_shapes, level_start_index: expected no vmap axis")
         needed = call.output_mask if len(outputs) > 1 else [True]
         computed = {kind for kind, is_needed in zip(outputs, needed, strict=True) if is_needed}
         into_channels = "w" in with_axis or (len(outputs) > 1 and "w" in computed)
@@ -69,7 +69,7 @@ def register_vmap(record: Operator) -> None:
         }
         if into_channels:
             folded["groups"] = call.groups * size
-        results = record.overload(*call._replace(**folded))
+        results = operator.overload(*call._replace(**folded))
         if len(outputs) == 1:
             return unfold(results, size, axis["m"]), 0
         unfolded = (

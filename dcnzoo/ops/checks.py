@@ -61,7 +61,7 @@ class Checks:
                 self.require(len(values) == self.rank, name, f"{self.rank} values", len(values))
             self.require(all(least <= v <= MOST for v in values), name, f"{least} to {MOST}", text)
 
-    def tensor(self, name: str, sizes: Sequence[int | Multiple], dtype: str = "same", hint: str = "") -> list:
+    def tensor(self, name: str, sizes: Sequence[int | Multiple], dtype: str = "same") -> list:
         """Check type, device and shape of an argument. Return its shape, or an empty list for None.
 
         Args:
@@ -87,7 +87,7 @@ class Checks:
             else:
                 fits &= size == expected
         text = ", ".join(map(str, sizes)) + "," * (len(sizes) == 1)
-        self.require(fits, name, f"shape ({text})", shape_text(shape) + hint)
+        self.require(fits, name, f"shape ({text})", shape_text(shape))
         return shape
 
     def output_size(self, first: int, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
@@ -119,14 +119,9 @@ def require_gradient(op: str, grad: Tensor, output: Any, like: Tensor) -> None:
 
 def deform_conv(call: Any) -> None:
     check, (batch, channels, *size) = _convolution("deform_conv", call)
-    groups, outputs, weight, offset = call.groups, len(call.weight), call.weight, call.offset
+    groups, outputs = call.groups, len(call.weight)
     check.require(outputs % groups == 0, "groups", f"a divisor of the {outputs} output channels", groups)
-    # with torchvision's order of arguments, the weight is passed as the offset
-    swapped = offset is not None and offset.dim() == weight.dim() and len(weight) == batch
-    swapped = swapped and offset.shape[1] > 0 and channels % offset.shape[1] == 0
-    hint = " (the order is input, weight, offset; torchvision's is in dcnzoo.compat.torchvision)"
-    sizes = [ANY, channels // groups, *[POSITIVE for _ in size]]
-    _, _, *kernel = check.tensor("weight", sizes, hint=hint if swapped else "")
+    _, _, *kernel = check.tensor("weight", [ANY, channels // groups, *[POSITIVE for _ in size]])
     for axis, pixels in enumerate(size):
         expected = f"at most {MOST_PIXELS} pixels on axis {axis + 2} (float64: any number)"
         check.require(pixels <= MOST_PIXELS or call.input.dtype == torch.float64, "input", expected, pixels)

@@ -33,7 +33,7 @@ def deform_conv1d(
     """
     name = "deform_conv1d"
     mode, sides = "numbers", [0]
-    if isinstance(padding, str):
+    if isinstance(padding, str):  # not two expressions: TorchScript saves these in a form that does not load
         mode = padding
     else:
         sides = single(name, "padding", padding)

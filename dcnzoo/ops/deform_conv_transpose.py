@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _arguments, checks, flops, plain, reference
-from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
+from . import checks, flops, plain, reference
+from ._arguments import Int1, Int2, Int3, arguments_of, check_arguments, memory_format, pair, single, triple
 from ._autograd import in_forward_mode
 from ._backward import reference_gradients
 from .geometry import transposed_size
@@ -179,31 +179,34 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_output):
     """Return the first derivative. It consists of operators that autograd can differentiate."""
     input, weight, offset, mask = ctx.saved_tensors  # torch.utils.checkpoint allows to read it only once
-    needed = ctx.needs_input_grad
+    needs_input, needs_weight, needs_offset, needs_mask, needs_bias, *_ = ctx.needs_input_grad
     grad_input = grad_weight = grad_offset = grad_mask = grad_bias = None
-    if needed[0]:
+    if needs_input:
         grad_input = torch.ops.dcnzoo.deform_conv(grad_output, weight, offset, mask, None, *ctx.arguments)
-    if any(needed[1:4]):
+    if needs_weight or needs_offset or needs_mask:
         if in_forward_mode(grad_output, input, weight, offset, mask):
-            named = _arguments.arguments_of("deform_conv")
-            arguments = named(grad_output, weight, offset, mask, None, *ctx.arguments)
+            inputs = (grad_output, weight, offset, mask, None, *ctx.arguments)
+            arguments = arguments_of("deform_conv")(*inputs)
             names = ("weight", "offset", "mask")
-            gradients = [None, *reference_gradients(reference.deform_conv, input, arguments, names)]
+            gradients = reference_gradients(reference.deform_conv, input, arguments, names)
         else:
-            gradients = torch.ops.dcnzoo._deform_conv_backward(
-                input, grad_output, weight, offset, mask, *ctx.arguments, [False, *needed[1:4], False]
+            needed = [False, needs_weight, needs_offset, needs_mask, False]
+            _, *gradients, _ = torch.ops.dcnzoo._deform_conv_backward(
+                input, grad_output, weight, offset, mask, *ctx.arguments, needed
             )
-        grad_weight, grad_offset, grad_mask = (
-            g if w else None for g, w in zip(gradients[1:4], needed[1:4], strict=True)
-        )
-    if needed[4]:
+        of_weight, of_offset, of_mask = gradients
+        grad_weight = of_weight if needs_weight else None
+        grad_offset = of_offset if needs_offset else None
+        grad_mask = of_mask if needs_mask else None
+    if needs_bias:
         # torch splits a sum with a single result among threads, so its rounding depends on their number:
         # with one channel, sum two copies instead
         several = torch.cat([grad_output] * 2, 1) if grad_output.shape[1] == 1 else grad_output
         grad_bias = several.sum([0, *range(2, grad_output.dim())])
         if several is not grad_output:
             grad_bias = grad_bias[:1].clone()
-    return grad_input, grad_weight, grad_offset, grad_mask, grad_bias, *[None] * 6
+    gradients = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
+    return *gradients, None, None, None, None, None, None  # the numbers
 
 
 OPERATOR = Operator(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ._arguments import memory_format
 from .geometry import deform_attn_points, output_size, sampling_points, transposed_size
-from .reference import MOST_SAMPLES, bin_samples, fields_of_dcnv4
+from .reference import MOST_SAMPLES, bin_samples, box_in_pixels, displacement, fields_of_dcnv4
 from .reference_boxes import iou_with
 
 BLOCK = 64  # boxes of NMS that are compared with all others at once
@@ -240,8 +240,7 @@ def _pool(input, rois, offset, bins, spatial_scale, sampling_ratio, gamma, align
     batch, channels, *size = input.shape
     maps, rois = at_least_float32(input), rois.detach()
     rois = rois.to(maps.dtype)
-    low, high = (rois[:, 1:].unflatten(1, (2, 2)).flip(2) * spatial_scale - 0.5 * aligned).unbind(1)
-    length = high - low if aligned else (high - low).clamp(min=1)  # (K, 2), (y, x)
+    low, length = box_in_pixels(rois, spatial_scale, aligned)
     is_valid = rois.isfinite().all(1) & length.isfinite().all(1) & (rois[:, 0] >= 0) & (rois[:, 0] < batch)
     low = torch.where(is_valid[:, None], low, -2)  # outside the map
     length = torch.where(is_valid[:, None], length, 0)
@@ -261,10 +260,7 @@ def _pool(input, rois, offset, bins, spatial_scale, sampling_ratio, gamma, align
             steps = bin_samples(axis, bins, samples, side).flatten(2)  # (oH or 1, oW or 1, samples)
             points = low[chosen, axis].view(-1, 1, 1, 1) + steps * side / bins[axis]
             if offset is not None:
-                reach = gamma * side
-                moved = reach * offset[chosen, 1 - axis, ..., None].to(reach.dtype)
-                # 0 · Inf must not give a NaN gradient
-                points = points + torch.where(reach != 0, moved, moved.detach())
+                points = points + displacement(gamma * side, offset[chosen, 1 - axis, ..., None])
             axes.append(_axis_pixels(points, size[axis], merge=sampling_ratio <= 0))
         (y, y_weight, y_exists), (x, x_weight, x_exists) = axes
         exists = y_exists[..., None] & x_exists[..., None, :]  # (k, oH, oW, pixels of y, pixels of x)

@@ -105,16 +105,10 @@ def deform_conv(
     feature, kernel_weight = input.to(accumulate), weight.to(accumulate)
 
     points = sampling_points(offset, kernel, out_size, stride, padding, dilation, feature)
-    points = points.expand(batch, *points.shape[1:])  # (N, G, K, rank, *out)
-    offset_groups = points.shape[1]
-    points = points.transpose(2, 3).reshape(batch * offset_groups, rank, taps * pixels)
-    grouped = feature.reshape(batch * offset_groups, channels // offset_groups, *input.shape[2:])
-    columns = sample_multilinear(grouped, points).reshape(batch, channels, taps, pixels)
-    if mask is not None:
-        mask_groups = mask.shape[1] // taps
-        weights = mask.to(accumulate).reshape(batch, mask_groups, 1, taps, pixels)
-        columns = columns.reshape(batch, mask_groups, channels // mask_groups, taps, pixels) * weights
-    columns = columns.reshape(batch, groups, channels // groups * taps, pixels)
+    points = _points_of_groups(points, batch)
+    grouped = feature.unflatten(1, (points.shape[1], -1)).flatten(0, 1)
+    columns = sample_multilinear(grouped, points.flatten(0, 1)).reshape(batch, channels, taps, pixels)
+    columns = _weighted(columns, mask).reshape(batch, groups, channels // groups * taps, pixels)
     matrix = kernel_weight.reshape(groups, weight.shape[0] // groups, channels // groups * taps)
     out = torch.einsum("gok,ngkp->ngop", matrix, columns)
     out = out.reshape(batch, weight.shape[0], *out_size)
@@ -151,20 +145,27 @@ def deform_conv_transpose(
     maps = input.to(accumulate).reshape(batch, groups, channels // groups, pixels)
     matrix = weight.to(accumulate).reshape(groups, channels // groups, outputs // groups * taps)
     columns = torch.einsum("gck,ngcp->ngkp", matrix, maps).reshape(batch, outputs, taps, pixels)
-    if mask is not None:
-        mask_groups = mask.shape[1] // taps
-        weights = mask.to(accumulate).reshape(batch, mask_groups, 1, taps, pixels)
-        columns = columns.reshape(batch, mask_groups, outputs // mask_groups, taps, pixels) * weights
 
     points = sampling_points(offset, kernel, in_size, stride, padding, dilation, maps)
-    points = points.expand(batch, *points.shape[1:])  # (N, G, K, rank, *in)
-    offset_groups = points.shape[1]
-    points = points.transpose(2, 3).reshape(batch * offset_groups, rank, taps * pixels)
-    columns = columns.reshape(batch * offset_groups, outputs // offset_groups, taps * pixels)
-    out = spread_multilinear(columns, points, out_size).reshape(batch, outputs, *out_size)
+    points = _points_of_groups(points, batch)
+    columns = _weighted(columns, mask).unflatten(1, (points.shape[1], -1)).flatten(0, 1).flatten(2)
+    out = spread_multilinear(columns, points.flatten(0, 1), out_size).reshape(batch, outputs, *out_size)
     if bias is not None:
         out = out + bias.to(accumulate).view(1, -1, *[1] * rank)
     return out.to(input.dtype).contiguous(memory_format=memory_format(input))
+
+
+def _points_of_groups(points: Tensor, batch: int) -> Tensor:  # (N or 1, G, K, rank, *out)
+    """Return the points of each image and offset group: ``(N, G, rank, K·out)``."""
+    return points.expand(batch, *points.shape[1:]).transpose(2, 3).flatten(3)
+
+
+def _weighted(columns: Tensor, mask: Tensor | None) -> Tensor:  # (N, C, K, out), (N, M·K, *out)
+    """Multiply the values of each mask group of channels by the mask."""
+    if mask is None:
+        return columns
+    weights = mask.to(columns.dtype).flatten(2).unflatten(1, (-1, 1, columns.shape[2]))
+    return (columns.unflatten(1, (weights.shape[1], -1)) * weights).flatten(1, 2)
 
 
 def deform_roi_pool(
@@ -181,22 +182,7 @@ def deform_roi_pool(
     Along an axis on which the RoI is ``length`` pixels long, a bin is sampled at ``start + (bin + (sample +
     0.5) / samples) · length / bins + gamma · length · offset``.
     """
-    shifts = rois.new_zeros(len(rois), 2, *output_size) if offset is None else offset
-
-    def box(roi: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5  # (y, x) each
-        return low, high - low
-
-    def place(row: int, low: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
-        points = []
-        for axis in range(2):
-            reach = gamma * length[axis]
-            moved = reach * shifts[row, 1 - axis].to(reach.dtype)
-            moved = torch.where(reach != 0, moved, moved.detach())  # 0 · Inf must not give a NaN gradient
-            points.append(low[axis] + steps[axis] + moved[..., None, None])
-        return points
-
-    return _pool_each(input, rois, output_size, sampling_ratio, box, place)
+    return _pool_each(input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, aligned=True)
 
 
 def roi_align(
@@ -212,38 +198,39 @@ def roi_align(
     Along an axis on which the RoI is ``length`` pixels long, a bin is sampled at ``start + (bin + (sample +
     0.5) / samples) · length / bins``.
     """
+    return _pool_each(input, rois, None, output_size, spatial_scale, sampling_ratio, 0.0, aligned)
 
-    def box(roi: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5 * aligned  # (y, x) each
-        return low, high - low if aligned else (high - low).clamp(min=1)
 
-    def place(row: int, low: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
-        return [low[axis] + steps[axis] for axis in range(2)]
+def box_in_pixels(rois: Tensor, spatial_scale: float, aligned: bool) -> tuple[Tensor, Tensor]:
+    """Return the origins and the sizes of ``rois`` ``(…, 5)``: ``(…, 2)`` each, (y, x)."""
+    corners = rois[..., 1:].unflatten(-1, (2, 2)).flip(-1) * spatial_scale - 0.5 * aligned
+    low, high = corners.unbind(-2)
+    return low, high - low if aligned else (high - low).clamp(min=1)
 
-    return _pool_each(input, rois, output_size, sampling_ratio, box, place)
+
+def displacement(reach: Tensor, offset: Tensor) -> Tensor:
+    """Return how far ``offset`` moves a bin that an offset of 1 moves by ``reach`` pixels."""
+    moved = reach * offset.to(reach.dtype)
+    return torch.where(reach != 0, moved, moved.detach())  # 0 · Inf must not give a NaN gradient
 
 
 def _pool_each(
     input: Tensor,
     rois: Tensor,
+    offset: Tensor | None,
     bins: Sequence[int],
+    spatial_scale: float,
     sampling_ratio: int,
-    box: Callable[[Tensor], tuple[Tensor, Tensor]],
-    place: Callable[[int, Tensor, Tensor, Sequence[Tensor]], list[Tensor]],
+    gamma: float,
+    aligned: bool,
 ) -> Tensor:
-    """Pools one RoI at a time: the mean of each bin's samples, and zero without samples.
-
-    Args:
-        box: returns the origin and the size of a RoI, (y, x) each, in pixels.
-        place: returns the rows and columns of the samples, from the RoI's number, its box, and the samples'
-            distances from the start of its sides.
-    """
+    """Pools one RoI at a time: the mean of each bin's samples, and zero without samples."""
     accumulate = torch.promote_types(input.dtype, torch.float32)
     feature = input.to(accumulate)
     nothing = feature.new_zeros(1, input.shape[1], *bins)
     pooled = [nothing[:0]]
     for row, roi in enumerate(rois.to(accumulate)):
-        origin, length = box(roi)
+        origin, length = box_in_pixels(roi, spatial_scale, aligned)
         finite = roi.isfinite().all() & length.isfinite().all()
         samples: Any = (length / length.new_tensor(bins)).ceil()
         if sampling_ratio > 0:
@@ -253,8 +240,13 @@ def _pool_each(
             continue
         # vmap cannot branch on values: move a RoI that is not finite outside the map, where it gives zeros
         origin, length = torch.where(finite, origin, -2), torch.where(finite, length, 0)
-        steps = [bin_samples(axis, bins, samples, origin) * length[axis] / bins[axis] for axis in range(2)]
-        points = place(row, origin, length, steps)
+        points = []
+        for axis in range(2):
+            steps = bin_samples(axis, bins, samples, origin) * length[axis] / bins[axis]
+            points.append(origin[axis] + steps)
+            if offset is not None:
+                moved = displacement(gamma * length[axis], offset[row, 1 - axis])
+                points[axis] = points[axis] + moved[..., None, None]
         maps = feature[roi[:1].long()][0]  # [C, H, W]
         values = interpolate_clamped(lambda y, x: maps[:, y, x], maps.shape[1:], *points)  # noqa: B023
         pooled.append(values.flatten(-2).mean(-1)[None])  # the mean of [C, oH, oW, n, n]

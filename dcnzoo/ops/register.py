@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from . import _autograd, _transforms, choose
+from . import _autograd, _transforms, run
 from .operator import OPERATORS, Operator, Result
+from .tracing import sizes_are_numbers
 
 
 def register(*operators: Operator) -> None:
@@ -17,7 +18,7 @@ def register(*operators: Operator) -> None:
             _transforms.register_vmap(operator)
         if operator.backward is not None:
             _autograd.register_autograd(operator)
-        choose.register(operator)
+        run.register(operator)
         torch.library.register_fake(f"dcnzoo::{operator.name}")(_checked(operator))
 
 
@@ -26,7 +27,7 @@ def _checked(operator: Operator) -> Callable:
 
     def fake(*arguments: object) -> Result:
         call = operator.Call(*arguments)
-        if not operator.is_backward and choose.sizes_are_numbers(call):
+        if not operator.is_backward and sizes_are_numbers(call):
             operator.check(call)
         return operator.fake(*arguments)
 

@@ -106,7 +106,7 @@ register(
     *with_backward(
         OPERATOR,
         ("input",),
-        saves={"input_size": lambda call: call.input.shape},
+        saves={"input_size": "input.shape"},
         recompute=bins_and_input,
         is_linear=True,
     )

@@ -1,5 +1,6 @@
 """Whether a program is traced or exported, and whether values can be read. For layers and exports, too."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -21,6 +22,13 @@ def exporting() -> bool:
     False under ``torch.compile``, which runs the program in this process.
     """
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+
+
+def sizes_are_numbers(call: Any) -> bool:
+    """Return whether sizes are numbers, not symbols of ``torch.compile`` or ``torch.export``."""
+    symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
+    sizes = (a.shape if isinstance(a, Tensor) else a if isinstance(a, list) else [a] for a in call)
+    return not any(isinstance(size, symbols) for size in itertools.chain(*sizes))
 
 
 def can_read(tensor: Any) -> bool:

@@ -16,7 +16,6 @@ __all__ = ["SamplingField", "record_sampling", "write_sheet"]
 def __getattr__(name: str) -> object:
     # imported on access, because sampling needs torch
     if name in __all__:
-        return getattr(
-            import_module(f"dcnzoo.report.{'sheet' if name == 'write_sheet' else 'sampling'}"), name
-        )
+        module = "sheet" if name == "write_sheet" else "sampling"
+        return getattr(import_module(f"dcnzoo.report.{module}"), name)
     raise AttributeError(f"module 'dcnzoo.report' has no attribute {name!r}")

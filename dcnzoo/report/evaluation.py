@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dcnzoo.detect.detections import Detections
@@ -60,37 +61,54 @@ def evaluate(
             content["images"][-1] |= zip(("height", "width"), result.crops.size, strict=True)
     instances = [(image, each) for image, objects in enumerate(truth, 1) for each in objects]
     objects = [_entry(number, *each) for number, each in enumerate(instances, 1)]
+    categories = [{"id": label} for label in range(1, classes + 1)]
+    annotated = indexed({**content, "categories": categories, "annotations": objects})
+    settings: dict[str, Any] = {"maxDets": [limit], "areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
+
     kinds = ["bbox"]
     if all(each.crops is not None for each in detections) and all(each["segmentation"] for each in objects):
         kinds.append("segm")
-    categories = [{"id": label} for label in range(1, classes + 1)]
-    annotated = indexed({**content, "categories": categories, "annotations": objects})
-    any_size: dict[str, Any] = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
-    evaluations = [
-        match(annotated, content["annotations"], kind, maxDets=[limit], **any_size) for kind in kinds
-    ]
-    precisions = [each.eval["precision"][:, :, :, 0, 0].T for each in evaluations]  # [K, 101, 10]
-    precisions = [np.where(each < 0, np.nan, each) for each in precisions]
+    precision = {}  # kind → [K, 101, 10], at the IoU 0.5, 0.55, …; NaN for a class without objects
+    for kind in kinds:
+        values = match(annotated, content["annotations"], kind, **settings).eval["precision"]
+        precision[kind] = np.where(values < 0, np.nan, values)[:, :, :, 0, 0].T
+    ap = {kind: values.mean((1, 2)) for kind, values in precision.items()}
+
     confident = [each for each in content["annotations"] if each["score"] >= threshold]
+    confusion, errors = _confusion(annotated, confident, settings)
+    labels = [each["category_id"] - 1 for each in objects if not each["iscrowd"]]
+    return ClassResults(
+        objects=np.bincount(labels, minlength=classes),
+        ap=ap["bbox"],
+        precision=precision["bbox"][..., 0],
+        confusion=confusion,
+        errors=errors,
+        mask_ap=ap.get("segm"),
+    )
+
+
+def _confusion(
+    truth: COCO, detections: list[dict], settings: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match boxes of all classes; return ``confusion`` and ``errors`` of :class:`ClassResults`."""
     with contextlib.redirect_stdout(io.StringIO()):
-        boxes = COCOeval(annotated, load_detections(annotated, confident), "bbox")
-        vars(boxes.params).update(any_size, maxDets=[limit], iouThrs=np.array([IOU]), useCats=0)
+        boxes = COCOeval(truth, load_detections(truth, detections), "bbox")
+        vars(boxes.params).update(settings, iouThrs=np.array([IOU]), useCats=0)
         boxes.evaluate()
-    rows = {0: -1} | {each["id"]: each["category_id"] - 1 for each in objects}  # 0: no match
-    columns = {0: -1} | {each["id"]: each["category_id"] - 1 for each in confident}
-    confusion, errors = np.zeros((classes + 1, classes + 1), int), np.zeros(len(truth), int)
-    for part in filter(None, boxes.evalImgs):
-        detected = zip(part["dtMatches"][0], part["dtIds"], part["dtIgnore"][0], strict=True)
-        missed = zip(part["gtIds"], part["gtMatches"][0], part["gtIgnore"], strict=True)
+    # id → row or column; the id 0, no object or no detection, has the last ones
+    rows = {0: -1} | {number: each["category_id"] - 1 for number, each in truth.anns.items()}
+    columns = {0: -1} | {each["id"]: each["category_id"] - 1 for each in detections}
+    confusion = np.zeros((len(truth.cats) + 1, len(truth.cats) + 1), int)
+    errors = np.zeros(len(truth.imgs), int)
+    for image in filter(None, boxes.evalImgs):
+        detected = zip(image["dtMatches"][0], image["dtIds"], image["dtIgnore"][0], strict=True)
+        missed = zip(image["gtIds"], image["gtMatches"][0], image["gtIgnore"], strict=True)
         pairs = [(number, detection) for number, detection, ignored in detected if not ignored]
         pairs += [(number, 0) for number, detection, ignored in missed if not (detection or ignored)]
         for number, detection in pairs:
             confusion[rows[number], columns[detection]] += 1
-        errors[part["image_id"] - 1] = sum(0 in pair for pair in pairs)
-    labels = [each["category_id"] - 1 for each in objects if not each["iscrowd"]]
-    counts = np.bincount(labels, minlength=classes)
-    ap, mask_ap = [*(each.mean((1, 2)) for each in precisions), None][:2]
-    return ClassResults(counts, ap, precisions[0][..., 0], confusion, errors, mask_ap)
+        errors[image["image_id"] - 1] = sum(0 in pair for pair in pairs)
+    return confusion, errors
 
 
 def most_errors(results: Iterable[ClassResults], number: int = 3) -> dict[int, int]:

@@ -1,4 +1,9 @@
-"""The part of an image that influences a deformable layer's output at one position: numbers and a page."""
+"""The part of an image that influences a deformable layer's output at one position, and a page about it.
+
+:func:`explain_network` explains a network, :func:`dcnzoo.report.explain_detector.explain` a detector. Both
+record the layers that run (:func:`record`), select those to draw (:func:`select`) and compute receptive
+fields (:func:`explanation_at`). :func:`render_explanation` writes the page.
+"""
 
 import base64
 import dataclasses
@@ -14,12 +19,11 @@ from markupsafe import Markup
 from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor, nn
 
-from dcnzoo.backbones.vit_adapter import Extractor
 from dcnzoo.compat.patches import Changes
-from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.statistics import OffsetStatistics, offset_statistics, tracks_offsets
 from dcnzoo.report.page import image_uri, render
 from dcnzoo.report.plots import RAMP
+from dcnzoo.report.receptive_field import receptive_fields
 from dcnzoo.report.sampling import Frame, SamplingField, nearest_output, record_sampling
 from dcnzoo.utils.errors import UserError
 
@@ -41,8 +45,11 @@ class Box(NamedTuple):
     def require_inside(self, height: int, width: int, name: str = "box") -> None:
         """Raise UserError, with the name of the argument, unless the box is inside an image of this size."""
         if not (0 <= self.x1 <= self.x2 < width and 0 <= self.y1 <= self.y2 < height):
-            got = ",".join(f"{value:g}" for value in self[: 2 if name == "at" else 4])
-            raise UserError(f"{name}: expected corners from 0,0 to {width - 1},{height - 1}, got {got}")
+            is_point = name == "at"
+            got = ",".join(f"{value:g}" for value in self[: 2 if is_point else 4])
+            expected = "a point" if is_point else "the upper left and the lower right corner,"
+            area = f"from 0,0 to {width - 1},{height - 1}"
+            raise UserError(f"{name}: expected {expected} {area}, got {got}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +121,7 @@ def explain_network(
     try:
         model.eval()
         _, fields, statistics = record(model, lambda: model(inputs))
-        fields, statistics = choose(fields, statistics, layer)
+        fields, statistics = select(fields, statistics, layer)
         frame = Frame((height, width))
         return explanation_at(model, model, inputs, shown, frame, box, fields, statistics, further)
     finally:
@@ -138,7 +145,7 @@ def explanation_at(
     Args:
         shown: the picture that was resized to ``inputs``; see :class:`Explanation` for the others.
     """
-    points = places(fields[-1], (shown.shape[0], shown.shape[1]), frame, further)
+    points = grid_of_points(fields[-1], (shown.shape[0], shown.shape[1]), frame, further)
     windows = [output_window(fields[-1], each, frame) for each in (box, *points)]
     gradients = receptive_fields(model, run, inputs, fields[-1].name, windows)
     height, width = (round(n / scale) for n, scale in zip(shown.shape, frame.scale, strict=False))
@@ -150,7 +157,10 @@ def explanation_at(
 def record(
     model: nn.Module, run: Callable[[], Any]
 ) -> tuple[Any, list[SamplingField], dict[str, OffsetStatistics]]:
-    """Return the result of ``run``, and the fields and statistics of the layers that ran."""
+    """Return the result of ``run``, and the fields and statistics of the layers that ran.
+
+    Afterwards, the layers have the statistics that they had before.
+    """
     with Changes() as changes:
         for layer in filter(tracks_offsets, model.modules()):
             for name in ("track_offsets", "_last_offsets", "_last_modulation"):
@@ -160,7 +170,7 @@ def record(
         return result, with_unique_names(fields), offset_statistics(model)
 
 
-def choose(
+def select(
     fields: list[SamplingField],
     statistics: dict[str, OffsetStatistics],
     layer: str | None,
@@ -232,7 +242,7 @@ def points_of(field: SamplingField, box: Box, frame: Frame) -> tuple[Tensor, Ten
     return points, field.weight[:, y[:, None], x].permute(1, 2, 0).flatten()
 
 
-def places(field: SamplingField, shape: tuple[int, int], frame: Frame, number: int) -> list[Box]:
+def grid_of_points(field: SamplingField, shape: tuple[int, int], frame: Frame, number: int) -> list[Box]:
     """Return about ``number`` positions of a layer's output, in a grid, as points in an image of a shape."""
     if not number:
         return []
@@ -243,72 +253,6 @@ def places(field: SamplingField, shape: tuple[int, int], frame: Frame, number: i
     outputs = nearest_output(field, at, frame.size).unique(dim=0)
     points = frame.to_picture(outputs * torch.tensor(frame.size) / torch.tensor(field.weight.shape[-2:]))
     return [Box(x, y, x, y) for y, x in points.tolist()]
-
-
-class _Reached(Exception):
-    """Raised when the layer has run, to skip the rest of the model."""
-
-
-def receptive_fields(
-    model: nn.Module,
-    run: Callable[[Tensor], object],
-    inputs: Tensor,
-    name: str,
-    windows: Sequence[tuple[slice, slice]],
-) -> list[Tensor]:
-    """Compute the influence of each pixel on outputs: the effective receptive field (Luo et al. 2016).
-
-    Its value is the magnitude, over the image's channels, of the gradient of the sum over the output's
-    channels. The gradient includes the paths through the offsets and the mask.
-
-    Args:
-        run: runs the model on ``inputs``; stopped as soon as the layer has run.
-        inputs: [1, C, H, W], the model's input.
-        name: of a layer with the output [1, C', oH, oW], or [1, oH, oW, C'] for DCNv3 and DCNv4, or of an
-            extractor of ViT-Adapter; ``name #2`` for its second run.
-        windows: rows and columns of its output.
-
-    Returns:
-        for each window, the field [H, W], not smoothed, on the CPU
-
-    Raises:
-        ValueError: the layer does not run, or has no gradient to the image.
-    """
-    name, _, number = name.partition(" #")
-    inputs = inputs.detach().clone().requires_grad_()
-    outputs: list[Tensor] = []
-
-    def stop(module: nn.Module, arguments: tuple, output: Tensor) -> None:
-        if isinstance(module, Extractor):  # tokens of several maps
-            height, width = arguments[3][0]
-            output = output[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
-        outputs.append(output[0])
-        if len(outputs) == int(number or 1):
-            raise _Reached
-
-    layer = model.get_submodule(name)
-    with layer.register_forward_hook(stop), torch.enable_grad():
-        try:
-            run(inputs)
-        except _Reached:
-            output = outputs[-1].movedim(-1, 0) if isinstance(layer, DCNv3 | DCNv4) else outputs[-1]
-        else:
-            raise ValueError(
-                f"receptive_fields: name: expected a layer that runs in the forward pass, got {name}"
-            )
-    fields = []
-    for rows, columns in windows:
-        with torch.enable_grad():
-            total = output[:, rows, columns].sum()
-        gradient = None
-        if total.requires_grad:
-            (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
-        if gradient is None:
-            raise ValueError(
-                f"receptive_fields: name: expected a layer with a gradient to the image, got {name}"
-            )
-        fields.append(gradient[0].float().norm(dim=0).cpu())
-    return fields
 
 
 def heat_map(field: Tensor) -> np.ndarray:  # [H, W] -> [H, W, 4], in 0…1

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dcnzoo.detect.pictures import picture_to_show, read
 from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.report.explain import Box, Explanation, choose, explanation_at, record
+from dcnzoo.report.explain import Box, Explanation, explanation_at, record, select
 from dcnzoo.report.sampling import Frame
 
 
@@ -49,7 +49,7 @@ def explain(
 
     predicted, fields, statistics = record(model, lambda: detector.run(batch, -1.0))
     (objects,) = detector.results(batch, predicted, -1.0)
-    fields, statistics = choose(fields, statistics, layer)
+    fields, statistics = select(fields, statistics, layer)
     if box is None:
         x1, y1, x2, y2 = objects.boxes[0].tolist() if len(objects) else (0, 0, width, height)
         box = Box(*[(x1 + x2) / 2, (y1 + y2) / 2] * 2)

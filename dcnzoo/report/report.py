@@ -1,11 +1,15 @@
-"""Reports of one or several trainings. Requires mmdet."""
+"""Reports of one or several trainings. Requires mmdet.
+
+:mod:`dcnzoo.report.runs` reads the work directories, :mod:`dcnzoo.report.validation` runs the detectors,
+:mod:`dcnzoo.report.sections` makes the parts of the page, and this module decides which parts there are.
+"""
 
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dcnzoo.detect.metrics import metric_names
+from dcnzoo.detect.metric_names import metric_names
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.openmmlab.classes import require_equal
 from dcnzoo.report import page, sections
@@ -57,16 +61,17 @@ def write_report(
     if out is None:
         out = work_dirs[0] / REPORT
         out = out if force else numbered(out)
+    out = require_new("report", out, force=force)
     names = [path.resolve().name for path in work_dirs]
     if len(set(names)) < len(names):  # folders of one name are different trainings
         names = [*map(str, work_dirs)]
-    checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
-    out = require_new("report", out, force=force)
     with user_errors():
-        runs = [TrainedRun.read(*each) for each in zip(work_dirs, labels or names, checkpoints, strict=True)]
+        runs = [
+            TrainedRun.read(folder, label, None if number else checkpoint)
+            for number, (folder, label) in enumerate(zip(work_dirs, labels or names, strict=True))
+        ]
         detectors = load_detectors(runs, device, allow_partial)
-    page = render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer())
-    write_text(out, page)
+    write_text(out, render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer()))
     return out
 
 
@@ -92,22 +97,27 @@ def render_runs(
         images: number of images with detections; images with three or more objects come first.
         evaluated: number of images for the confusion matrix and the curves of precision and recall.
     """
-    shown, table, facts = [*_pictures(detectors, images, evaluated)], summary(runs, detectors, head), None
-    if len(table) <= 3:  # one label or two
-        labels, *rows = zip(*table[1:], strict=True)
-        note = " → ".join(labels) if len(labels) > 1 else ""
-        facts = {name: (" → ".join(row), note) for name, row in zip(table[0][1:], rows, strict=True)}
-    else:
-        shown.insert(0, Section("Result", "", [page.table(table)]))
+    table = summary(runs, detectors, head)
+    as_tiles = len(by_label(runs)) <= 2
+    shown = [] if as_tiles else [Section("Result", "", [page.table(table)])]
+    shown += _show_predictions(detectors, images, evaluated)
     shown += [sections.show_curves(runs), sections.show_offsets(runs), sections.show_validations(runs)]
     return page.render(
         "report.html",
         title=title or " and ".join(by_label(runs)),
         lead=" ".join(filter(None, [lead or result(runs), origins(runs)])),
         sections=[section for section in shown if section.parts or section.text],
-        facts=facts,
+        facts=_facts(table) if as_tiles else None,
         footer=footer,
     )
+
+
+def _facts(table: Sequence[Sequence[str]]) -> dict[str, tuple[str, str]]:
+    """Return the tiles of a :func:`summary`: name → its values, and their labels if there are several."""
+    (_, *names), *rows = table
+    labels, *columns = zip(*rows, strict=True)
+    note = " → ".join(labels) if len(labels) > 1 else ""
+    return {name: (" → ".join(column), note) for name, column in zip(names, columns, strict=True)}
 
 
 def result(runs: Sequence[TrainedRun]) -> str:
@@ -148,7 +158,10 @@ def summary(
     return rows
 
 
-def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated: int) -> Iterator[Section]:
+def _show_predictions(
+    detectors: Mapping[str, ValidationRunner], images: int, evaluated: int
+) -> Iterator[Section]:
+    """Run the detectors; yield the sections about their predictions, or one that says why there are none."""
     if not detectors:
         return
     first = next(iter(detectors.values()))

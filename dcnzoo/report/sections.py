@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from dcnzoo.detect.metrics import is_undefined, metric_names
+from dcnzoo.detect.metric_names import is_undefined, metric_names
 from dcnzoo.openmmlab.history import PARTS
 from dcnzoo.report import page, plots
 from dcnzoo.report.evaluation import IOU, ClassResults

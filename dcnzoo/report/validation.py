@@ -17,7 +17,7 @@ from dcnzoo.detect.pictures import picture_to_show
 from dcnzoo.layers.statistics import OffsetStatistics
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.build import build_model
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.report.evaluation import ClassResults, evaluate
 from dcnzoo.report.explain import record
@@ -56,7 +56,7 @@ class ValidationRunner:
         self, cfg: Config, checkpoint: str | Path, device: str = "cpu", allow_partial: bool = False
     ) -> None:
         recipe = Recipe(cfg)
-        model = execute.build(recipe, checkpoint, device=device, allow_partial=allow_partial)
+        model = build_model(recipe, checkpoint, device=device, allow_partial=allow_partial)
         self.detector = TorchDetector(model)
         self.threshold = self.detector.score_threshold
         loader = cfg.get("val_dataloader") or cfg.test_dataloader

@@ -1,4 +1,8 @@
-"""Errors that the command line prints as one line."""
+"""Errors that the command line prints as one line each, and the lines that commands print.
+
+An exception has three texts, each longer than the one before: :func:`one_line`, its message; :func:`message`,
+with its type unless the message alone describes the problem; :func:`describe`, with a hint at the traceback.
+"""
 
 import errno
 import re
@@ -31,16 +35,21 @@ _IN_SEVERAL_EXTRAS = ("PIL", "msgspec", "numpy", "pycocotools", "requests", "ric
 
 
 def install_command(error: Exception, extra: str = "mmdet") -> str:
-    """Return the command that installs a missing optional package; empty if unknown or in the error.
+    """Return the command that installs the optional package whose import failed.
+
+    It is empty if no extra has the package, and if the error has a command of its own.
 
     Args:
-        extra: extras, such as ``mmdet,onnx``, that are installed if they contain the package.
+        extra: the extras that the work needs, such as ``mmdet,onnx``. Another one is named only if these do
+            not have the package.
     """
     package = (getattr(error, "name", None) or "").partition(".")[0]
-    if package not in _IN_SEVERAL_EXTRAS:
-        own = _EXTRA_OF_PACKAGE.get(package, "")
-        extra = extra if own in extra.split(",") else own
-    return f'pip install "dcnzoo[{extra}]"' if extra and "pip install" not in str(error) else ""
+    own = _EXTRA_OF_PACKAGE.get(package, "")
+    if package not in _IN_SEVERAL_EXTRAS and own not in extra.split(","):
+        extra = own
+    if not extra or "pip install" in str(error):
+        return ""
+    return f'pip install "dcnzoo[{extra}]"'
 
 
 @contextmanager
@@ -74,10 +83,17 @@ def user_errors() -> Iterator[None]:
         raise UserError(describe(error)) from error
 
 
-def describe(error: Exception) -> str:
-    """Return :func:`message` of an exception, with :data:`HINT` unless the message describes the problem."""
-    text = message(error)
-    return text if text == one_line(error) else text + HINT
+def one_line(error: BaseException) -> str:
+    """Return the message of an exception, on one line; without a message, its type."""
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"file not found: {printable(str(error.filename))}"
+    # for an error in another process, torch's message is the whole traceback
+    pattern = r"Caught .* in DataLoader worker process.*\n[\w.]*(?:Error|error): (.*)"
+    if worker := re.match(pattern, str(error), re.DOTALL):
+        return one_line(Exception(worker[1]))
+    # str() of a KeyError is the repr of its text
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return printable(" ".join(text.split())) or type(error).__name__
 
 
 def message(error: Exception) -> str:
@@ -88,17 +104,10 @@ def message(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if str(error) else text
 
 
-def one_line(error: BaseException) -> str:
-    """Return the message of an exception, on one line."""
-    if isinstance(error, FileNotFoundError) and error.filename:
-        return f"file not found: {printable(str(error.filename))}"
-    # for an error in another process, torch's message is the whole traceback
-    pattern = r"Caught .* in DataLoader worker process.*\n[\w.]*(?:Error|error): (.*)"
-    if worker := re.match(pattern, str(error), re.DOTALL):
-        return one_line(Exception(worker[1]))
-    # str() of a KeyError is the repr of its text
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return printable(" ".join(text.split())) or type(error).__name__
+def describe(error: Exception) -> str:
+    """Return :func:`message` of an exception, with :data:`HINT` if it has the type."""
+    text = message(error)
+    return text if text == one_line(error) else text + HINT
 
 
 def printable(text: str) -> str:
@@ -112,8 +121,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def note(text: str) -> None:
+    """Print a line to standard error; control characters are escaped."""
+    print(printable(text), file=sys.stderr)
+
+
 def show(*lines: str) -> None:
-    """Print lines. Control characters are escaped, and those that standard output cannot encode."""
+    """Print lines; characters that control the terminal, or that it cannot encode, are escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     for line in lines:
         print(printable(line).encode(encoding, "backslashreplace").decode(encoding), flush=True)

@@ -1,4 +1,8 @@
-"""Files of the user: atomic writes, checks before files are replaced, and reading."""
+"""Files of the user: atomic writes, checks before files are written, and reading.
+
+A command calls :func:`require_new` before its work. Afterwards it writes with :func:`replacing`, or with a
+function that uses it: readers see the old file or the new one. :mod:`dcnzoo.utils.lock` has locks.
+"""
 
 import contextlib
 import functools
@@ -7,18 +11,17 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from dcnzoo.utils.errors import MissingFileError, UserError, disk_is_full, one_line, printable
+from dcnzoo.utils.errors import MissingFileError, UserError, disk_is_full, note, one_line
 from dcnzoo.utils.text import few
 
 Result = TypeVar("Result")
-PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.partial")
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.partial")  # the names of partial_of
 _ABANDONED = 86400  # seconds without a write, after which a temporary file counts as abandoned
 
 
@@ -119,7 +122,34 @@ def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
-# Files that a command writes: a file that exists is refused
+# Temporary files of killed commands
+
+
+def remove_abandoned(folder: Path, seconds: float = _ABANDONED, ending: str = "*") -> None:
+    """Remove temporary files and folders of killed commands, to which nothing was written for so long.
+
+    Args:
+        ending: that of the files, such as ``.pth``.
+    """
+    for partial in folder.glob(f".*.partial{ending}"):
+        with contextlib.suppress(OSError):
+            is_folder = partial.is_dir() and not partial.is_symlink()
+            parts = (partial, *(partial.rglob("*") if is_folder else ()))
+            written = max(part.lstat().st_mtime for part in parts)
+            if not _PARTIAL.match(partial.name) or written > time.time() - seconds:
+                continue
+            if is_folder:
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink()
+
+
+@functools.cache  # once per folder: listing one with 100,000 texts takes longer than writing a text
+def _remove_abandoned_once(folder: str) -> None:
+    remove_abandoned(Path(folder))
+
+
+# Checks before a command writes: a file that exists is refused
 
 
 def require_new(
@@ -160,25 +190,15 @@ def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
     return os.path.realpath(Path(path).parent), Path(path).stem
 
 
-def remove_abandoned(folder: Path, seconds: float = _ABANDONED) -> None:
-    """Remove temporary files and folders of killed commands, to which nothing was written for so long."""
-    for partial in folder.glob(".*.partial*"):
-        with contextlib.suppress(OSError):
-            is_folder = partial.is_dir() and not partial.is_symlink()
-            parts = (partial, *(partial.rglob("*") if is_folder else ()))
-            if not PARTIAL.match(partial.name) or max(map(_written, parts)) > time.time() - seconds:
-                continue
-            if is_folder:
-                shutil.rmtree(partial, ignore_errors=True)
-            else:
-                partial.unlink()
-
-
-_remove_abandoned_once = functools.cache(lambda folder: remove_abandoned(Path(folder)))
-
-
-def _written(path: Path) -> float:
-    return path.lstat().st_mtime
+def require_writable(folder: str | os.PathLike) -> None:
+    """Raise UserError unless files can be written to a folder, or it can be created."""
+    parents = (Path(folder), *Path(folder).absolute().parents)
+    existing = next(part for part in parents if os.path.lexists(part))
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def numbered(path: Path, usable: Callable[[Path], bool] = lambda path: False) -> Path:
@@ -190,7 +210,7 @@ def numbered(path: Path, usable: Callable[[Path], bool] = lambda path: False) ->
     return free
 
 
-# Files that a command reads
+# Reading
 
 
 def files_beside(folder: Path, pattern: str) -> list[Path]:
@@ -211,21 +231,6 @@ def read_beside(path: Path, parse: Callable[[str], Result] = str) -> Result | No
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         note(f"{path}: not used: {one_line(error)}")
         return None
-
-
-def note(text: str) -> None:
-    print(printable(text), file=sys.stderr)
-
-
-def require_writable(folder: str | os.PathLike) -> None:
-    """Raise UserError unless files can be written to a folder, or it can be created."""
-    parents = (Path(folder), *Path(folder).absolute().parents)
-    existing = next(part for part in parents if os.path.lexists(part))
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def require_file(path: str, what: str) -> None:

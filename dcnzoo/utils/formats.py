@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import expanded, note
+from dcnzoo.utils.errors import UserError, note
+from dcnzoo.utils.files import expanded
 from dcnzoo.utils.text import counted, few
 
 # endings of the formats that both OpenCV and Pillow read
@@ -17,19 +17,17 @@ PICTURES = (
 )
 UNREAD_PICTURES = (".heic", ".heif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".jxl", ".svg", ".psd")
 
-# endings of exported files and the runtimes that open them
-BACKENDS = {".onnx": "onnxruntime", ".xml": "openvino"}
+BACKENDS = {".onnx": "onnxruntime", ".xml": "openvino"}  # ending of an exported file → its runtime
 EXPORTED = tuple(BACKENDS)
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+# folders, in lower case, into which systems put thumbnails and deleted files
+_OF_SYSTEMS = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
 
 
 def is_video(image: Any) -> bool:
     """Whether this is the name of a video file."""
     named = isinstance(image, str | os.PathLike) and "://" not in str(image)
     return named and Path(image).suffix.lower() in VIDEOS
-
-
-_OF_SYSTEMS = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -51,7 +49,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def _is_visible(name: str) -> bool:
-    """Whether a file or folder is the user's own; systems put thumbnails and deleted files into others."""
+    """Whether a file or folder is the user's own, neither hidden nor the system's."""
     return not name.startswith(".") and name.lower() not in _OF_SYSTEMS
 
 
@@ -75,9 +73,12 @@ def picture_files(name: str | os.PathLike) -> list[str] | None:
         files = sorted(glob.glob(os.path.expanduser(name), recursive=True))
     else:
         return None
-    hint = f"{counted(len(unread), 'pictures')} in formats that are not read ({few(unread, 2)})"
-    if not files:
-        raise UserError(f"images: expected pictures, found none in {name}{f', but {hint}' * bool(unread)}")
+    left_out = ""
     if unread:
-        note(f"left out: {hint}")
+        left_out = f"{counted(len(unread), 'pictures')} in formats that are not read ({few(unread, 2)})"
+    if not files:
+        but = f", but {left_out}" if left_out else ""
+        raise UserError(f"images: expected pictures, found none in {name}{but}")
+    if left_out:
+        note(f"left out: {left_out}")
     return files

@@ -1,4 +1,4 @@
-"""Result files with one JSON object per line."""
+"""Result files with one JSON object per line, and the circumstances of a measurement."""
 
 import json
 import os

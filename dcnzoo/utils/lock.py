@@ -10,8 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import note, read_beside, write_text
+from dcnzoo.utils.errors import UserError, note
+from dcnzoo.utils.files import read_beside, write_text
 
 LOCK = ".training.lock"  # in the folder
 OWNER = ".training.txt"  # beside LOCK: a text that names the process that trains
@@ -36,15 +36,9 @@ def locked(path: Path, seconds: float = 0, remove: bool = False) -> Iterator[Non
     """
     lock = FileLock(path)
     try:
-        try:
-            lock.acquire(timeout=min(seconds, _SILENCE) if seconds >= 0 else _SILENCE)
-        except Timeout:
-            if 0 <= seconds <= _SILENCE:
-                raise
-            note(f"waiting for another process, which holds {path}")
-            lock.acquire(timeout=max(seconds - _SILENCE, -1))
-    except (OSError, NotImplementedError) as error:  # NotImplementedError has no errno; a Timeout's is None
-        if getattr(error, "errno", errno.ENOSYS) not in _WITHOUT_LOCKS:
+        _acquire(lock, seconds, f"waiting for another process, which holds {path}")
+    except (OSError, NotImplementedError) as error:  # a Timeout, too, is an OSError, without an errno
+        if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
             raise
         note(f"{path.parent}: the file system has no locks: nothing is locked")
     try:
@@ -53,6 +47,18 @@ def locked(path: Path, seconds: float = 0, remove: bool = False) -> Iterator[Non
         if remove and os.name != "nt":  # Windows removes no open file; there, filelock removes it afterwards
             path.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: FileLock, seconds: float, text: str) -> None:
+    """Wait for a lock, -1: without end; print the text after a second."""
+    silence = _SILENCE if seconds == -1 else min(seconds, _SILENCE)
+    try:
+        lock.acquire(timeout=silence)
+    except Timeout:
+        if seconds == silence:
+            raise
+        note(text)
+        lock.acquire(timeout=-1 if seconds == -1 else seconds - silence)
 
 
 @contextmanager
@@ -82,15 +88,21 @@ def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
 def rename_locked(lock: ExitStack, folder: Path, target: Path) -> None:
     """Rename a folder that this process holds by ``lock``, and delete its lock files.
 
-    Windows renames no folder with an open file: there, the lock is closed first, and if another process has
-    locked the folder since, a UserError is raised.
+    Args:
+        lock: the contexts to leave, among them :func:`lock_work_dir` of the folder. Windows renames no folder
+            with an open file: there, they are left first.
+
+    Raises:
+        UserError: on Windows, another process has locked the folder since.
     """
     if os.name == "nt":
         lock.close()
     try:
         os.rename(folder, target)
-    except PermissionError as error:
-        raise _in_use(folder) if os.name == "nt" else error from None
+    except PermissionError:
+        if os.name == "nt":
+            raise _in_use(folder) from None
+        raise
     for name in (LOCK, OWNER):
         (target / name).unlink(missing_ok=True)
 

@@ -45,7 +45,7 @@ class KeptMemory:
     def __del__(self, settings: dict = USUAL) -> None:
         self._count(-1, settings)
 
-    # libc and lock are default values: the module may be gone when the process ends
+    # settings, libc and lock are default values: the module may be gone when the process ends
     def _count(self, change: int, settings: dict, libc: Callable = _libc, lock: Any = _lock) -> None:
         """Change the number of instances; apply the settings at the first one, and after the last one."""
         owner = type(self)
@@ -53,7 +53,8 @@ class KeptMemory:
             owner._number += change
             if libc() is None:
                 return
-            if owner._number == max(change, 0):
+            is_first, is_last = change == owner._number == 1, owner._number == 0
+            if is_first or is_last:
                 for parameter, value in settings.items():
                     libc().mallopt(parameter, value)
             if change < 0:

@@ -94,6 +94,10 @@ def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterat
         progress.update(bar, completed=number)
 
 
+# how the active :func:`waiting` of a thread shows a step: the functions below it need not pass a bar on
+_rename: ContextVar[Callable[[str], None]] = ContextVar("rename", default=lambda step: None)
+
+
 @contextlib.contextmanager
 def waiting(title: str) -> Iterator[None]:
     """Context that shows the time of a call of unknown length."""
@@ -107,9 +111,6 @@ def waiting(title: str) -> Iterator[None]:
             yield
         finally:
             _rename.reset(token)
-
-
-_rename: ContextVar[Callable[[str], None]] = ContextVar("rename", default=lambda step: None)
 
 
 def name_step(step: str) -> None:

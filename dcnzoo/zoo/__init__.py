@@ -1,6 +1,9 @@
 """Configs and checkpoints: a list with published results, and downloads. :func:`dcnzoo.load` loads a model.
 
-On the command line: ``dcnzoo zoo --help``.
+On the command line: ``dcnzoo zoo --help``. ``index`` lists the models, ``source`` finds what MODEL of a
+command stands for. ``training`` and ``testing`` have :func:`dcnzoo.train` and :func:`dcnzoo.test`; for own
+pictures, ``own_data`` chooses a model, and ``config_writer`` writes its config by the answers of
+``config_reader``.
 """
 
 from dcnzoo.utils.fetch import ChecksumError, DownloadError

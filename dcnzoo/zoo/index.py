@@ -36,14 +36,14 @@ class Result:
     """Results of one task on one data set.
 
     Attributes:
-        metrics: such as ``{"box AP": 41.4}`` in percent; ``"66.8 ± 2.2"`` for several runs.
+        metrics: such as ``{"box AP": 41.4}`` in percent.
         source: ``published (MMDetection)``, or ``measured (machine, date, command)``.
         published: whether others have published it.
     """
 
     task: str
     dataset: str
-    metrics: Mapping[str, float | str]
+    metrics: Mapping[str, float]
     source: str
     published: bool
 
@@ -77,7 +77,7 @@ class Model:
         """The name by which other configs inherit from it: ``mmdet::dcn/….py``."""
         return f"{self.package}::{self.config.parent.name}/{self.config.name}"
 
-    def metrics(self, source: str | None = None) -> dict[str, float | str]:
+    def metrics(self, source: str | None = None) -> dict[str, float]:
         """Return all results, or those of one source. Of several data sets, the first takes precedence."""
         chosen = [result for result in self.results if source in (None, result.source)]
         return {k: v for result in reversed(chosen) for k, v in result.metrics.items()}

@@ -1,10 +1,14 @@
-"""``--data`` of ``dcnzoo train`` and ``test``: write COCO files of annotated pictures, and a config."""
+"""``--data`` of ``dcnzoo train`` and ``test``: choose a model for annotated pictures, and write COCO files.
+
+:mod:`dcnzoo.data.reading` reads the pictures, :mod:`dcnzoo.zoo.config_writer` writes the config.
+"""
 
 import copy
 import filecmp
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from mmengine.config import Config
@@ -17,17 +21,15 @@ from dcnzoo.openmmlab.config.tree import LOADERS
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.files import numbered, partial_folder, require_writable
-from dcnzoo.utils.text import few
+from dcnzoo.utils.text import counted, few
+from dcnzoo.zoo.config_reader import dataset_of, directions_of, has_size, pictures_of, scale_of
 from dcnzoo.zoo.config_writer import (
     BOXES,
     MASKS,
     SMALL_BOXES,
     SMALL_MASKS,
-    dataset_of,
-    flips_of,
-    has_size,
-    scale_of,
-    set_data,
+    Choice,
+    with_data,
     write_settings,
 )
 
@@ -39,23 +41,76 @@ ITERATIONS = 600  # of a small model: it then detects most objects of 40 picture
 VALIDATIONS = 10
 
 
-def require_data(options: ReadOptions, data: object, size: int | None = None, flip: bool = True) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The options of a training on own data.
+
+    Attributes:
+        size: the longer side of resized pictures in pixels (default: that of the model's config; for a small
+            model, 320 to 800, so that nine of ten objects are larger than 24 pixels).
+        flip: whether the training flips pictures; False for text and digits.
+        zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
+    """
+
+    size: int | None = None
+    flip: bool = True
+    zero_based: bool = False
+    clip: bool = False
+    skip_invalid: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not (type(self.size) is int and self.size > 0):
+            raise UserError(f"size: expected an integer ≥ 1, got {self.size!r}")
+
+    @property
+    def reading(self) -> ReadOptions:
+        return ReadOptions(self.zero_based, self.clip, self.skip_invalid)
+
+
+def require_data(options: DataOptions | ReadOptions, data: object) -> None:
     """Raise UserError if an option is set without data."""
-    is_set = {"size": size is not None, "flip": not flip, **vars(options)}
-    names = [name for name, value in is_set.items() if value]
-    if data is None and names:
-        raise UserError(f"{names[0]}: expected data=PATH as well, got none")
+    changed = [field.name for field in fields(options) if getattr(options, field.name) != field.default]
+    if data is None and changed:
+        raise UserError(f"{changed[0]}: expected data=PATH as well, got none")
 
 
-def write_data(
-    splits: Mapping[str, Dataset],
-    work_dir: Path,
-    model: str | None,
-    *,
-    size: int | None = None,
-    flip: bool = True,
-) -> tuple[Path, str]:
-    """Write the COCO files of annotated pictures, and a config that trains on them.
+def choose(
+    splits: Mapping[str, Dataset], model: str | os.PathLike[str] | None, options: DataOptions
+) -> Choice:
+    """Choose the model of a training, and what changes in its config.
+
+    Args:
+        model: a name in the zoo, a config or a work directory. None: on a GPU, a published model with
+            DCNv2; on a CPU, a small one, whose epochs and size of pictures depend on the data.
+    """
+    masks, train = not without_mask(splits.values())[0], splits["train"]
+    if model is None and get_device() != "cpu":
+        model = MASKS if masks else BOXES
+    if model is not None:
+        return Choice(model=str(model), size=options.size, flip=options.flip)
+    epochs = max(8, math.ceil(ITERATIONS * 4 / len(train.pictures)))  # batches of 4
+    return Choice(
+        model=SMALL_MASKS if masks else SMALL_BOXES,
+        epochs=epochs,
+        val_interval=max(1, epochs // VALIDATIONS),
+        size=options.size or size_for(side_of(train)),
+        flip=options.flip,
+    )
+
+
+def side_of(split: Dataset) -> float:
+    """Return the side that nine of ten objects but crowds exceed, a part of their picture's longer side."""
+    sides = sorted(side / max(size) for side, size in split.sides)
+    return sides[len(sides) // 10]
+
+
+def size_for(side: float) -> int:
+    """Return the first of :data:`SIZES` at which an object of this relative side has :data:`SIDE` pixels."""
+    return next((size for size in SIZES if size * side >= SIDE), SIZES[-1])
+
+
+def write_data(splits: Mapping[str, Dataset], work_dir: Path, choice: Choice) -> Path:
+    """Write the COCO files of annotated pictures, and a config that trains on them; return the config.
 
     The folder ``data`` in the work directory gets ``train.json``, ``val.json``, the config and, if there is
     such a split, ``test.json``. No file is replaced: if the content differs, the folder is ``data_2``, ….
@@ -63,13 +118,6 @@ def write_data(
     Args:
         splits: the pictures, as :meth:`dcnzoo.data.dataset.Dataset.split` returns them.
         work_dir: the work directory of the training.
-        model: a name in the zoo, a config or a work directory. None: on a GPU, a published model with
-            DCNv2; on a CPU, a small one.
-        size, flip: see :func:`dcnzoo.zoo.config_writer.write_settings`. By default, the size of a small
-            model's pictures is chosen by :func:`choose_size`.
-
-    Returns:
-        The config, and the model.
 
     Raises:
         UserError: the model is unknown, or cannot learn from the data.
@@ -80,58 +128,25 @@ def write_data(
         for name, split in splits.items():
             split.write(new / f"{name}.json")
         config = new / f"{work_dir.resolve().name or 'data'}.py"
-        model = _configure(config, splits, model, size, flip)
+        write_settings(splits, config, choice)
         names = [file.name for file in new.iterdir()]  # a folder with the same files is used again
         folder = numbered(
             work_dir / "data", lambda old: filecmp.cmpfiles(old, new, names, shallow=False)[0] == names
         )
         if not folder.exists():
             new.rename(folder)
-    return folder / config.name, model
+    return folder / config.name
 
 
-def choose_size(split: Dataset) -> tuple[int, float]:
-    """Return the size of pictures at which nine of ten objects are larger than :data:`SIDE`, if it can be.
-
-    An object's side is relative to the longer side of its picture.
-
-    Returns:
-        The size, one of :data:`SIZES`; and the side that nine of ten objects exceed, a part of the longer
-        side. Crowds are not counted.
-    """
-    sides = sorted(side / max(size) for side, size in split.sides)
-    side = sides[len(sides) // 10]
-    return next((size for size in SIZES if size * side >= SIDE), SIZES[-1]), side
-
-
-def _configure(
-    out: Path, splits: Mapping[str, Dataset], model: str | None, size: int | None, flip: bool
-) -> str:
-    """Choose a model, and write the config; return the model."""
-    masks = not without_mask(splits.values())[0]
-    epochs, changes = None, dict[str, object]()
-    if model is None and get_device() == "cpu":
-        model = SMALL_MASKS if masks else SMALL_BOXES
-        epochs = max(8, math.ceil(ITERATIONS * 4 / len(splits["train"].pictures)))  # batches of 4
-        changes["train_cfg.val_interval"] = max(1, epochs // VALIDATIONS)
-        size = size or choose_size(splits["train"])[0]
-    elif model is None:
-        model = MASKS if masks else BOXES
-    write_settings(splits, out, model, changes, epochs=epochs, size=size, flip=flip)
-    return model
-
-
-def lines_of(config: Config, split: Dataset, can_set_size: bool) -> list[str]:
+def lines_of(config: Config, split: Dataset) -> list[str]:
     """Return lines about the initial weights of a training, its pictures, and classes with few objects.
 
     Args:
         config: with the settings of the user.
         split: the pictures to train on.
-        can_set_size: whether the user may set a size, because none is set.
     """
-    side = choose_size(split)[1]
-    can_set_size = can_set_size and all(has_size(config, loader) for loader in LOADERS)
-    hint = "; --size changes it" if can_set_size else ""
+    side = side_of(split)
+    hint = "; --size changes it" if all(has_size(config, loader) for loader in LOADERS) else ""
     weights = Path(config.get("load_from") or "").name  # its folder is renamed after the config is written
     lines = [f"start     weights of {weights}" if weights else "start     random weights"]
     size, shorter = scale_of(config) or (0, 0)
@@ -140,20 +155,16 @@ def lines_of(config: Config, split: Dataset, can_set_size: bool) -> list[str]:
     elif size:
         objects = f"9 of 10 objects are larger than {side:.1%} of it, {size * side:.0f} pixels then"
         lines.append(f"input     {size} pixels, the longer side: {objects}{hint}")
-        if size * side < TOO_SMALL and size < SIZES[-1]:
-            lines.append(f"note      objects below {TOO_SMALL} pixels are not found: set a larger --size")
-        elif size * side < TOO_SMALL:
-            remedy = (
-                "cut the pictures into tiles before labelling; trained on whole pictures they are not found"
-            )
-            lines.append(f"note      one of ten objects is below {TOO_SMALL} pixels: {remedy}")
-    directions = dict[str, None]()
-    for step in flips_of(config):
-        direction = step.get("direction", "horizontal")
-        directions.update(dict.fromkeys([direction] if isinstance(direction, str) else direction))
-    lines.append(f"flips     {', '.join(directions) or 'none'}")
-    few_of = [f"{name} ({number})" for name, number in split.per_class.items() if number < FEW]
-    return [*lines, *([f"note      fewer than {FEW} objects to train on: {few(few_of)}"] if few_of else [])]
+        if size * side < TOO_SMALL:
+            remedy = "set a larger --size; at this one"
+            if size >= SIZES[-1]:
+                remedy = "cut the pictures into tiles before labelling; trained on whole pictures"
+            small = f"one of ten objects is below {TOO_SMALL} pixels"
+            lines.append(f"note      {small}: {remedy} they are not found")
+    lines.append(f"flips     {', '.join(directions_of(config)) or 'none'}")
+    if few_of := [f"{name} ({number})" for name, number in split.per_class.items() if number < FEW]:
+        lines.append(f"note      fewer than {FEW} objects to train on: {few(few_of)}")
+    return lines
 
 
 def with_own_data(
@@ -167,11 +178,34 @@ def with_own_data(
     cfg = copy.deepcopy(recipe.cfg)
     classes = tuple(declared_metainfo(dataset_of(cfg, "test_dataloader"))["classes"])
     pictures = read(data, **vars(replace(options, classes=classes)))
-    name = next(name for name in ("test", "val", ALL) if name in pictures.splits)
-    split = pictures.part(name, pictures.splits[name])
-    show(*describe(pictures, {name: split}))
-    split.write(folder / f"{name}.json")
-    set_data(cfg, "test", folder / f"{name}.json", split.folder)
+    name, split, note = to_test(pictures, pictures_of(cfg, "train_dataloader"))
+    show(*describe(pictures, {name: split}), *note)
+    file = folder / f"{name}.json"
+    split.write(file)
+    cfg.update(with_data(cfg, "test", file, split.folder))
     if "segm" in (metrics or cfg.test_evaluator.get("metric", "bbox")):
         require_masks([split], " for the metric segm", "metrics=bbox compares boxes")
     return replace(recipe, cfg=cfg)
+
+
+def to_test(data: Dataset, learnt: Collection[str]) -> tuple[str, Dataset, list[str]]:
+    """Choose the pictures of a test: the data's test set, else its validation set, else all.
+
+    Pictures that the model was trained on are left out, unless all are.
+
+    Args:
+        learnt: the real paths of the pictures that the model was trained on.
+
+    Returns:
+        The name of the set, its pictures, and a line if the model was trained on some.
+    """
+    name = next(name for name in ("test", "val", ALL) if name in data.splits)
+    pictures = data.splits[name]
+    others = [picture for picture in pictures if os.path.realpath(picture.file) not in learnt]
+    lines = []
+    if not others:
+        lines = ["note      the model was trained on all of these pictures"]
+    elif len(others) < len(pictures):
+        number = counted(len(pictures) - len(others), "pictures")
+        lines = [f"note      {number} left out: the model was trained on them"]
+    return name, data.part(name, others or pictures), lines

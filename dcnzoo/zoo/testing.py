@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import json
 import os
 import tempfile
 import time
@@ -11,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dcnzoo.data.check import read_used
 from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.data.download import SMALL
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
@@ -57,7 +57,8 @@ def test(
         checkpoint: a file of weights or of ``dcnzoo export``, or an address (default: the weights of the zoo,
             or the best of the work directory).
         data: a folder or file with annotated pictures, as for :func:`dcnzoo.train`: those of its test set,
-            else of its validation set, else all. Objects are matched by the names of their classes.
+            else of its validation set, else all, without those that the config trains on. Objects are
+            matched by the names of their classes.
         zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
         cfg_options: settings to override, ``{"test_dataloader.batch_size": 4}``.
         force: replace files that exist.
@@ -163,13 +164,13 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
         download = f"--dataset-name {name}` downloads it" if name in SMALL else "--unzip` downloads COCO"
         hint = f"`dcnzoo data download {download}, data_root=… sets its folder"
         raise UserError(f"annotations: expected a file, found none at {annotations}; {hint}")
-    content = json.loads(annotations.read_text(encoding="utf-8"))
-    if not content.get("annotations"):  # the annotations of test-dev are not published
+    content = read_used(annotations).content
+    if not content.annotations:  # the annotations of test-dev are not published
         raise UserError(f"{annotations}: expected annotated objects, found none")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     for each in (dataset, *evaluators):
         each.ann_file = str(annotations.resolve())
-    return replace(recipe, cfg=cfg), len(content["images"])
+    return replace(recipe, cfg=cfg), len(content.images)
 
 
 def compare(measured: dict[str, float], model: Model | None) -> dict[str, object]:
@@ -179,6 +180,6 @@ def compare(measured: dict[str, float], model: Model | None) -> dict[str, object
     """
     source = next(iter(model.sources()), "") if model else ""
     metrics = model.metrics(source) if model else {}
-    listed = {k: float(v) for k, v in metrics.items() if k in FIGURES}
+    listed = {name: metrics[name] for name in FIGURES if name in metrics}
     difference = {k: round(v - listed[k], 1) for k, v in measured.items() if k in listed}
     return {"measured": measured, "listed": listed, "difference": difference, "source": source}

@@ -212,7 +212,6 @@ def test_pretrained_weights_of_a_classifier(kind, key, tmp_path):
         {"drop_path_type": "cosine"},
         {"core_op": "DCNv2"},
         {"groups": (3, 2, 4, 8)},
-        {"depths": (1, 0, 2, 1)},
         {"drop_path_rate": 1.0},
         {"level2_post_norm_block_ids": [1, 2], "level2_post_norm": True},
         {"level2_post_norm_block_ids": [1]},

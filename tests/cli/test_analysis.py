@@ -12,7 +12,7 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.timing import agreement
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.openmmlab.flops import count_operations, random_batch
-from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.build import build_model
 from dcnzoo.ops.flops import register
 from dcnzoo.zoo.source import resolve
 from tests.helpers.commands import run
@@ -62,7 +62,7 @@ def test_operations_of_queries_without_a_graph():
         {f"model.{key}": value for key, value in settings.items()}
     )
     batch = random_batch(64, 96)
-    model = execute.build(recipe)
+    model = build_model(recipe)
     data = model.data_preprocessor(copy.deepcopy(batch))
     with FlopCounterMode(display=False) as counter:
         model(data["inputs"], data["data_samples"], mode="tensor")

@@ -9,7 +9,7 @@ import pytest
 
 import dcnzoo.cli
 from dcnzoo.cli import _command, _options
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import JointError, UserError
 from tests.helpers.commands import every_command
 from tests.helpers.processes import ROOT, python, run_code
 
@@ -163,6 +163,23 @@ def test_mistakes_get_one_line(error, text, monkeypatch):
         monkeypatch.setenv("DCNZOO_TRACEBACK", "1")
         with pytest.raises(type(error)):
             dcnzoo.cli.main()
+
+
+@pytest.mark.parametrize(("rank", "text"), [("0", "error: --out: a\nerror: b"), ("1", 1)])
+def test_an_error_of_all_processes_is_shown_once(monkeypatch, rank, text):
+    """By the first process of each machine, with the words of the command line."""
+
+    @click.command(cls=_command.Command)
+    @click.option("--out")
+    def command(out):
+        raise JointError("out: a", "b")
+
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(sys, "argv", ["dcnzoo", "fails"])
+    monkeypatch.setattr(dcnzoo.cli.Commands, "get_command", lambda *_: command)
+    with pytest.raises(SystemExit) as stopped:
+        dcnzoo.cli.main()
+    assert stopped.value.code == text
 
 
 @pytest.mark.parametrize(

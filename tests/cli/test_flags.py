@@ -12,6 +12,7 @@ from dcnzoo.cli import _command, data
 from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.openmmlab import options
 from dcnzoo.utils.errors import UserError
+from dcnzoo.zoo.own_data import DataOptions
 from tests.helpers.commands import every_command
 
 COMMANDS = [each for each in every_command() if isinstance(each.command, _command.Command)]
@@ -85,7 +86,7 @@ def names(*sources):
 def test_options_of_commands_are_those_of_functions():
     train, test = (importlib.import_module(f"dcnzoo.cli.{name}").command for name in ("train", "test"))
     not_options = {"options", "outputs", "on_data"}
-    assert names(train) - {"report"} == names(dcnzoo.train, options.TrainOptions) - not_options
+    assert names(train) - {"report"} == names(dcnzoo.train, options.TrainOptions, DataOptions) - not_options
     assert names(test) == names(dcnzoo.test, options.TestOptions) - {"options", "exported"}
     assert names(ReadOptions) == names(data.convert) - {"source", "out", "force"}
     assert names(ReadOptions) - {"classes"} == names(data.check) - {"source", "as_mmdetection"}

@@ -9,11 +9,10 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-import dcnzoo.compat.mmcv as compat
 import dcnzoo.models
 import dcnzoo.openmmlab.datasets  # these two add all patches
 from dcnzoo.compat import patches
-from dcnzoo.openmmlab.patches import kernels
+from dcnzoo.openmmlab.patches import devices, kernels
 from dcnzoo.ops import _library
 from tests.helpers.modules import randomise
 from tests.helpers.patching import without
@@ -99,8 +98,8 @@ def test_no_two_patches_change_the_same():
     found = [(id(owner), name) for patch in TABLE for owner, name in places(patch)]
     assert len(found) == len(set(found))
     registered = {patch.name for patch in TABLE if "in the registry" in patch.target}
-    assert {"DCN", "CocoDataset"} <= registered <= set(patches.REGISTERED)
-    assert registered & set(patches.active())
+    assert {"DCN", "CocoDataset"} <= registered and registered & set(patches.active())
+    assert {patch.name for patch in TABLE} >= set(patches.OF_DATA)
 
 
 def test_a_patch_that_fails_halfway_is_undone():
@@ -190,16 +189,16 @@ def test_the_variable():
 @pytest.fixture
 def compiled(monkeypatch):
     """Pretend that mmcv is compiled for the CPU and CUDA."""
-    monkeypatch.setattr(compat, "compiled_devices", ("cpu", "cuda"))
+    monkeypatch.setattr(devices, "compiled_devices", ("cpu", "cuda"))
 
 
 CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda:1"), torch.device("meta")
 
 
-@pytest.mark.parametrize("operator", patches.OPERATORS)
+@pytest.mark.parametrize("operator", kernels.OPERATORS)
 def test_a_compiled_mmcv_keeps_its_gpu_kernels(operator, compiled, monkeypatch):
     def choices():
-        return [compat.runs_on_dcnzoo(operator, device) for device in (CPU, CUDA, OTHER)]
+        return [devices.runs_on_dcnzoo(operator, device) for device in (CPU, CUDA, OTHER)]
 
     assert choices() == [True, False, False]
     with monkeypatch.context() as without_library:
@@ -208,11 +207,11 @@ def test_a_compiled_mmcv_keeps_its_gpu_kernels(operator, compiled, monkeypatch):
     with monkeypatch.context() as with_cuda:
         with_cuda.setattr(patches, "_switches", patches._parse("cuda"))
         assert choices() == [True, True, False]
-    monkeypatch.setattr(compat, "compiled_devices", ("cpu",))
+    monkeypatch.setattr(devices, "compiled_devices", ("cpu",))
     assert choices() == [True, True, False]  # mmcv has no CUDA kernels
     with without(operator):
         assert not any(choices())
-        monkeypatch.setattr(compat, "compiled_devices", None)  # mmcv-lite
+        monkeypatch.setattr(devices, "compiled_devices", None)  # mmcv-lite
         assert all(choices())
 
 
@@ -301,13 +300,11 @@ def test_kernels_are_chosen_by_the_tensors_device(compiled):
     with without("deform_conv"):
         assert extension.forward(torch.zeros(1), 2) == ("mmcv", 2)
     steps = [((6, 4), 3), ((7, 4), 1), ((64, 32), 32), ((3, None), 3), ((66, None), 22), ((0, 4), 1)]
-    assert all(kernels.largest_step(*arguments) == expected for arguments, expected in steps)
+    assert all(devices.largest_step(*arguments) == expected for arguments, expected in steps)
 
 
 def test_mmcvs_attention_in_pytorch_stays_where_dcnzoo_has_no_kernels(monkeypatch):
     """There, mmcv runs F.grid_sample, which takes a quarter of the time of dcnzoo's oracle."""
-    from dcnzoo.compat.mmcv import _ext
-
     for loaded in ((), ("cpu",), ("cpu", "cuda")):
-        monkeypatch.setattr(_ext._library, "loaded", dict.fromkeys(loaded))
-        assert [d.type for d in (CPU, CUDA, OTHER) if _ext._attends_on(d)] == [*loaded]
+        monkeypatch.setattr(devices._library, "loaded", dict.fromkeys(loaded))
+        assert [d.type for d in (CPU, CUDA, OTHER) if devices.attends_on_dcnzoo(d)] == [*loaded]

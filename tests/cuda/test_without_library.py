@@ -36,7 +36,7 @@ def device() -> str:
 @pytest.fixture(autouse=True)
 def no_kernel_failed():
     yield
-    assert not choose._failed
+    assert not choose.failed
 
 
 CASES = [

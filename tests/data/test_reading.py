@@ -297,17 +297,6 @@ def test_numbers_in_an_error_are_complete(tmp_path):
         assert numbers and all(min(abs(float(n) - value) for value in values) < 0.01 for n in numbers)
 
 
-def test_classes_that_differ_only_in_capitals_have_a_line(tmp_path):
-    def change(content):
-        names = ("Grün", unicodedata.normalize("NFD", "grün"), "x")
-        for category, name in zip(content["categories"], names, strict=True):
-            category["name"] = name
-
-    coco_of(tmp_path, change, number=4)
-    (line,) = [line for line in lines_of(tmp_path) if "capitals" in line]
-    assert "Grün, " in line and "x" not in line.partition(":")[2]
-
-
 @pytest.mark.parametrize("key", ["images", "categories"])
 def test_ids_of_coco_are_there_once(tmp_path, key):
     coco_of(tmp_path, lambda content: content[key][1].update(id=content[key][0]["id"]))

@@ -85,3 +85,12 @@ def test_a_name_without_a_font_is_the_number_of_its_class(monkeypatch, capsys):
     numbers = Detections(boxes, np.float32([0.9, 0.8]), labels, None, ("", "1", "a"), image)
     assert result.draw().tobytes() == numbers.draw().tobytes() == result.draw().tobytes()
     assert capsys.readouterr().err.count("\n") == 1, "once"
+
+
+def test_the_best_object_is_on_top():
+    """Where the borders of two boxes cross, and as the first text."""
+    boxes, image = np.float32([[30, 60, 90, 110], [60, 30, 110, 90]]), np.zeros((600, 600, 3), np.uint8)
+    both = Detections(5 * boxes, np.float32([0.9, 0.8]), np.array([0, 1]), None, ("a", "b"), image)
+    drawn, best = (np.asarray(each.draw(with_scores=False)) for each in (both, both[0]))
+    assert np.array_equal(drawn[300, 320:440], best[300, 320:440]) and drawn[400, 300].any()
+    assert not np.array_equal(drawn, best)

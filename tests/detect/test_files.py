@@ -198,12 +198,12 @@ def test_a_text_is_of_one_picture(tmp_path, images, accepted):
     """Its name does not depend on other pictures: with ``--skip-existing``, they may come later."""
     files = dict(coco=False, video=None, polygons=False, force=False)
     if accepted:
-        ResultFiles(tmp_path, images, ".txt", **files)
+        ResultFiles(tmp_path, images, "txt", **files)
     else:
         with pytest.raises(UserError) as error:
-            ResultFiles(tmp_path, images, ".txt", **files)
+            ResultFiles(tmp_path, images, "txt", **files)
         assert all(image in str(error.value) for image in images)
-    ResultFiles(tmp_path, images, ".png", **files)
+    ResultFiles(tmp_path, images, "png", **files)
 
 
 def test_names_of_files_keep_the_folders(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_names_of_files_keep_the_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     images = ["photos/a/0.png", "photos/b/0.png", str(tmp_path / "photos/b/0.jpg"), "./photos/c.v2.png"]
     names = OutputNames(images)
-    assert [names[image] for image in images] == ["a/0", "b/0", "b/0_2", "c.v2"]
+    assert [names.of(image) for image in images] == ["a/0", "b/0", "b/0_2", "c.v2"]
     assert [*map(names.relative, images)] == ["a/0.png", "b/0.png", "b/0.jpg", "c.v2.png"]
     for images, expected in (
         (["photos/0.png"], ["0"]),
@@ -220,4 +220,30 @@ def test_names_of_files_keep_the_folders(tmp_path, monkeypatch):
         (["v.mp4#1", "v.mp4#2", "v/v.mp4#1"], ["v", "v_2", "v/v"]),
     ):
         names = OutputNames(images)
-        assert [names[image] for image in images] == expected
+        assert [names.of(image) for image in images] == expected
+
+
+def test_a_later_frame_replaces_no_file(infer, tmp_path):
+    """The number of frames is not known before they are read: each file is checked when it is written."""
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 64))
+    for _ in range(2):
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    writer.release()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/v_2.png").write_text("of the user")
+    result = CliRunner().invoke(command, ["m.onnx", "v.avi", "--out", "out"])
+    assert isinstance(result.exception, UserError) and "out/v_2.png; --force" in str(result.exception)
+    assert (tmp_path / "out/v_2.png").read_text() == "of the user"
+    assert infer("v.avi", "--out", "out", "--force")[0] == 0
+    assert Image.open(tmp_path / "out/v_2.png").format == "PNG"
+
+
+def test_a_picture_that_is_named_twice_is_detected_once(infer, tmp_path):
+    """Under its first name, also below a link."""
+    make_pictures(tmp_path / "photos", 2)
+    (tmp_path / "link").symlink_to("photos")
+    status, output = infer("photos/1.png", "photos", "link", "./photos/0.png", "--out", "out", "--json")
+    assert status == 0 and [line.partition(":")[0] for line in output.splitlines()[:-1]] == [
+        "photos/1.png",
+        "photos/0.png",
+    ]

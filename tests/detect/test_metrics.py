@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dcnzoo.detect import metrics
+from dcnzoo.detect import metric_names, metrics
 from dcnzoo.detect.detections import Detections
 from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric
 from dcnzoo.openmmlab.hooks.summary import SummaryHook
@@ -162,7 +162,7 @@ def test_ap_and_classes_are_at_the_largest_limit(tmp_path, limits, ap):
 
 def test_report_counts_as_many_detections_as_the_evaluator(monkeypatch):
     shapes = Config.fromfile(PLAIN)
-    monkeypatch.setattr("dcnzoo.report.validation.execute.build", lambda *_, **__: torch.nn.Linear(1, 1))
+    monkeypatch.setattr("dcnzoo.report.validation.build_model", lambda *_, **__: torch.nn.Linear(1, 1))
     monkeypatch.setattr(
         "dcnzoo.report.validation.DATASETS.build", lambda _: SimpleNamespace(metainfo={"classes": ()})
     )
@@ -284,7 +284,7 @@ def test_each_of_several_data_sets_keeps_its_ap(tmp_path, capsys, prefixes):
     evaluator_metrics[1].results = evaluator_metrics[0].results[:]
     evaluator_metrics[0].dataset_meta = evaluator_metrics[1].dataset_meta = {"classes": CLASSES}
     figures = evaluator.evaluate(12)
-    table = metrics.named(figures)
+    table = metric_names.named(figures)
     assert len(table) == sum(value != -1 for value in figures.values()) and -1 not in table.values()
     for name, ap in expected.items():
         assert table[f"{name} box AP"] == pytest.approx(ap, abs=6e-4)
@@ -301,7 +301,7 @@ def test_each_of_several_data_sets_keeps_its_ap(tmp_path, capsys, prefixes):
 def test_names_that_are_alone_have_no_prefix():
     keys = ["coco/bbox_mAP", "coco/segm_mAP_50", "pascal_voc/mAP", "a/b/bbox_mAP_s", "b/a/bbox_mAP_s"]
     names = ["box AP", "mask AP50", "pascal_voc/mAP", "a/b/bbox_mAP_s", "b/a/bbox_mAP_s"]
-    assert [*metrics.metric_names(keys).values()] == names
+    assert [*metric_names.metric_names(keys).values()] == names
 
 
 def test_report_counts_the_objects_of_the_ap(tmp_path):

@@ -166,6 +166,26 @@ def test_an_example_with_maps_of_one_pixel(tmp_path):
     export_onnx(model, (torch.zeros(2, 3, 16, 32),), tmp_path / "model.onnx", dynamic_shapes=axes)
 
 
+def test_a_limit_of_the_caller(tmp_path):
+    """``Dim("batch", max=8)`` was refused, as if a map had a width of 1."""
+    model, path = nn.Conv2d(3, 2, 3).eval(), tmp_path / "model.onnx"
+    axes = ({0: torch.export.Dim("batch", max=8), 2: DYNAMIC},)
+    export_onnx(model, (torch.zeros(2, 3, 8, 9),), path, dynamic_shapes=axes)
+    shape = onnx.load(path).graph.input[0].type.tensor_type.shape
+    assert shape.dim[0].dim_param == "batch"
+    x = torch.randn(5, 3, 11, 9)
+    torch.testing.assert_close(run(path, x)[0], model(x).detach())
+
+
+def test_an_onnxscript_without_the_slow_rule(tmp_path, monkeypatch):
+    """Its absence was an ImportError."""
+    from onnxscript.rewriter.rules import common
+
+    monkeypatch.delattr(common, "slice_split_rule")
+    export_onnx(module_of(lambda x: x + 1), (torch.ones(2),), tmp_path / "model.onnx")
+    assert run(tmp_path / "model.onnx", torch.ones(2))[0].tolist() == [2, 2]
+
+
 def test_boxes_of_mmdetection_1():
     """The coder of MMDetection 1 clips boxes to the centre of the last pixel."""
     coder = TASK_UTILS.build(dict(type="LegacyDeltaXYWHBBoxCoder", target_stds=[0.1, 0.1, 0.2, 0.2]))
@@ -227,21 +247,20 @@ def best_boxes(boxes, scores, labels, threshold):
 @pytest.mark.parametrize(("number", "threshold"), [(40, 0.0), (40, 0.4), (1, 0.4)])
 def test_suppression(number, threshold, tmp_path):
     inputs = boxes, scores, labels = candidates(number)
-    model = module_of(lambda *candidates: keep_boxes(*candidates, threshold, 12))
+    model = module_of(lambda boxes, scores, labels: keep_boxes(boxes, scores, labels, threshold, 12))
     path = tmp_path / "nms.onnx"
     export_onnx(model, inputs, path)
     openvino = Session(path, "openvino")
     feed = dict(zip(openvino.inputs, map(np.asarray, inputs), strict=True))
     read = map(torch.from_numpy, openvino._run(feed))  # at a threshold of 0, it kept one of three boxes
-    for dets, kept, index in (run(path, *inputs), read, model(*inputs)):
+    for dets, index in (run(path, *inputs), read, model(*inputs)):
         assert index.min() >= 0 and index.max() < number
         for n in range(3):
             best = best_boxes(boxes[n], scores[n], labels[n], threshold)
             assert number == 1 or (n == 2) == (not best)
-            assert index[n, : len(best)].tolist() == best and (kept[n, len(best) :] == -1).all()
-            assert torch.equal(kept[n, : len(best)], labels[n, best])
+            assert index[n, : len(best)].tolist() == best
             assert torch.equal(dets[n, : len(best)], torch.cat([boxes[n], scores[n, :, None]], 1)[best])
-            assert (dets[n, len(best) :] == 0).all()
+            assert (dets[n, len(best) :] == torch.tensor([0, 0, 0, 0, ABSENT])).all()
 
 
 SOFT = [
@@ -275,14 +294,15 @@ def test_soft_suppression(methods, tmp_path):
     ]
     for outputs in map(list, results):
         for cfg, dets, kept in zip(methods, outputs[::2], outputs[1::2], strict=True):
-            assert (kept[2] == -1).all() and (dets[2] == 0).all()
+            assert (dets[2] == torch.tensor([0, 0, 0, 0, ABSENT])).all()
             for n in (0, 1):
                 there = scores[n] >= 0
                 expected, index = batched_nms(boxes[n, there], scores[n, there], labels[n, there], cfg.nms)
                 expected, count = expected[:30], min(len(expected), 30)
-                assert (kept[n] >= 0).sum() == count > 10
+                assert (dets[n, :, 4] >= 0).sum() == count > 10
                 torch.testing.assert_close(dets[n, :count], expected, rtol=0, atol=2e-4)
                 assert (kept[n, :count] == labels[n, there][index[:30]]).all()
+                assert (dets[n, count:, 4] == ABSENT).all()
 
 
 @pytest.mark.parametrize(

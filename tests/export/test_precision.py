@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from dcnzoo.detect.session import Session
-from dcnzoo.export import export_onnx
-from dcnzoo.export.fixed_size import keep_boxes
+from dcnzoo.export import export_onnx, precision
+from dcnzoo.export.fixed_size import is_used, keep_boxes
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
@@ -16,6 +16,7 @@ from dcnzoo.utils.errors import UserError
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+ReferenceEvaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
 
 WIDTH, SIZE = 64, (96, 128)
 
@@ -23,9 +24,8 @@ WIDTH, SIZE = 64, (96, 128)
 class Model(nn.Module):
     """A one-stage detector with boxes up to 1,000 pixels, which float16 rounds to half a pixel."""
 
-    def __init__(self, suppress=lambda *boxes: keep_boxes(*boxes, 0.6, 20)[:2]):
+    def __init__(self):
         super().__init__()
-        self.suppress = suppress
         torch.manual_seed(0)
         self.stem = nn.Sequential(nn.Conv2d(3, WIDTH, 3, 4, 1), nn.BatchNorm2d(WIDTH), nn.ReLU())
         self.deformable = PackedDeformConv2d(WIDTH, WIDTH, 3, padding=1, modulated=True)
@@ -44,7 +44,8 @@ class Model(nn.Module):
         boxes = torch.cat([centre - sides[..., :2], centre + sides[..., 2:]], -1)
         boxes = boxes.repeat_interleave(2, 1)
         labels = torch.tensor([0, 1]).repeat(48)[None]
-        return self.suppress(boxes, scores, labels)
+        dets, index = keep_boxes(boxes, scores, labels, 0.6, 20)
+        return dets, torch.where(is_used(dets[..., 4]), labels.gather(1, index), -1)
 
 
 def images(seed):
@@ -132,6 +133,102 @@ def test_float16_of_a_resized_region(tmp_path):
     assert kinds["scales"] == kinds["region"] == onnx.TensorProto.FLOAT and "weight" not in kinds
     np.testing.assert_allclose(results[1], results[0], atol=2e-2)
     assert np.abs(results[1] - results[0]).max() > 0
+
+
+def stripes(count):  # [1, 1, 2, count]: the sample between two columns shows the place
+    return np.tile(np.arange(count) % 2, (1, 1, 2, 1)).astype(np.float32)
+
+
+# operator, its exact input → nodes that compute y from x, the value of x, and constants. Rounded to float16,
+# each value gives another result.
+EXACT_CASES = {
+    ("Cos", 0): ("y = Cos(x)", [[1000.3]], {}),
+    ("Sin", 0): ("y = Sin(x)", [[1000.3]], {}),
+    ("Floor", 0): ("y = Floor(x)", [[3.9999]], {}),
+    ("Sqrt", 0): ("y = Sqrt(x)", [[1e6]], {}),
+    ("TopK", 0): ("value, i = TopK(x, one)  y = Cast<to = 1>(i)", [[1000.1, 1000.2, 1000.4]], {}),
+    ("GridSample", 1): ("y = GridSample(stripes, x)", [[[[0.30013, 0]]]], {"stripes": stripes(4001)}),
+    ("RoiAlign", 1): (
+        "y = RoiAlign<sampling_ratio = 1>(stripes, x, zero)",
+        [[2000.8, 0, 2001.8, 1]],
+        {"stripes": stripes(4001)},
+    ),
+    ("NonMaxSuppression", 0): (
+        "i = NonMaxSuppression(x, scores, ten, half)  n = Size(i)  f = Cast<to = 1>(n)  y = Reshape(f, one)",
+        [[[0, 2000.1, 1, 2000.3], [0, 2000.3, 1, 2000.45]]],
+        {"scores": np.array([[[0.5, 0.6]]], np.float32)},
+    ),
+    ("NonMaxSuppression", 1): (
+        "i = NonMaxSuppression(boxes, x, one, half)  f = Cast<to = 1>(i)  y = ReduceSum(f)",
+        [[[1000.1, 1000.2]]],
+        {"boxes": np.array([[[0, 0, 1, 1], [0, 5, 1, 6]]], np.float32)},
+    ),
+    ("DeformConv", 2): (
+        "y = DeformConv<strides = [2, 2001]>(stripes, weight, x)",
+        [[[[0]], [[1000.3]]]],
+        {"stripes": stripes(2001)},
+    ),
+    ("DeformConv", 4): (
+        "y = DeformConv<strides = [2, 2]>(stripes, weight, offset, , x)",
+        [[[[7e4]]]],
+        {
+            "stripes": stripes(2),
+            "offset": np.float32([[[[0]], [[1]]]]),
+            "weight": np.full((1, 1, 1, 1), 1e-3, np.float32),
+        },
+    ),
+}
+FLOAT32_CASES = {
+    "CumSum": ("y = CumSum(x, axis)", [[2048.0, 1, -2048]], {}),
+    "Range": ("r = Range(low, high, step)  y = Mul(r, x)", [[1.0]], {
+        "low": np.float32(2046), "high": np.float32(2052), "step": np.float32(1),
+    }),
+    "ConstantOfShape": ("c = ConstantOfShape(one)  y = Add(c, x)", [[1.5]], {}),
+    "Constant": ("c = Constant<value_float = 70000.0>()  y = Div(x, c)", [[3.5]], {}),
+    "Scan": (
+        """s, y = Scan<num_scan_inputs = 1, body = step (float s, float v) => (float t, float u) {
+            t = Add(s, v)
+            u = Sub(t, start)
+        }>(start, x)""",
+        [1.0, 1],
+        {"start": np.float32(2048)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*EXACT_CASES, *FLOAT32_CASES], ids=str)
+def test_what_stays_in_float32(case, tmp_path):
+    nodes, value, constants = {**EXACT_CASES, **FLOAT32_CASES}[case]
+    value, path = np.array(value, np.float32), tmp_path / "model.onnx"
+    shape = ", ".join(map(str, value.shape))
+    model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["": 19]>
+        case (float[{shape}] input) => (output) {{
+            x = Mul(input, unit)
+            {nodes}
+            flat = Reshape(y, row)
+            output = MatMul(flat, layer)
+        }}""")
+    constants = {
+        "one": [1], "zero": [0], "ten": [10], "row": [-1, 1], "axis": 1,
+        "unit": np.float32(1), "half": np.float32([0.5]),
+        "weight": np.ones((1, 1, 1, 1), np.float32), "layer": np.ones((1, 1), np.float32),
+        **constants,
+    }  # fmt: skip
+    for name, constant in constants.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(constant), name))
+    onnx.save(model, path)
+    results = []
+    for convert in (lambda path: None, to_float16):
+        convert(path)
+        # not onnxruntime, which omits the rounding of nodes that it computes in float32
+        results += ReferenceEvaluator(str(path)).run(None, {"input": value})
+    np.testing.assert_allclose(results[1], results[0], rtol=2e-3, atol=2e-3)
+
+
+def test_each_entry_of_the_tables_has_a_case():
+    exact = {(name, i) for name, inputs in precision._EXACT.items() for i in inputs}
+    assert exact == set(EXACT_CASES)
+    assert precision._FLOAT32 - {name for name, _ in exact} <= {*FLOAT32_CASES, "If", "Loop"}  # as Scan
 
 
 def test_int8(path, original):

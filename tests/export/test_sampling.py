@@ -6,9 +6,10 @@ from torch import nn
 
 import dcnzoo.ops
 from dcnzoo.layers import DCNv3
-from tests.helpers.graphs import assert_close, export, run
+from tests.helpers.graphs import assert_close, export, export_by_torchscript, run
 from tests.helpers.modules import module_of
-from tests.op_cases import dcnv3, dcnv4, ms_deform_attn
+from tests.helpers.operators import random_boxes
+from tests.op_cases import dcnv3, dcnv4, deform_roi_pool, ms_deform_attn
 
 onnx = pytest.importorskip("onnx")
 
@@ -45,6 +46,25 @@ def test_dynamo_exporter(opset, tmp_path):
     assert {node.domain for node in file.graph.node} <= {"", "ai.onnx"}
     for (name, sample), actual in zip(singles, run(path, *args), strict=True):
         assert_close(actual, OPERATORS[name].reference(sample.to(torch.float64)))
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, "roi_align", "deform_roi_pool", "nms"])
+def test_torchscript_exporter(name, tmp_path):
+    """Its arguments are values of a graph: numbers, switches, lists and tensors, by the operator's schema."""
+    if name in OPERATORS:
+        sample = next(s for n, s in SAMPLES if n == name and s.name in CHOSEN).to(torch.float32)
+        model, tensors = call(name, sample), sample.tensors
+    elif name == "nms":
+        model, tensors = module_of(lambda *tensors: dcnzoo.ops.nms(*tensors, 0.3, offset=1)), random_boxes(20)
+    else:
+        tensors = (
+            deform_roi_pool.make("example", 5).to(torch.float32).tensors[: 2 if name == "roi_align" else 3]
+        )
+        model = module_of(lambda *tensors: getattr(dcnzoo.ops, name)(*tensors, (3, 2), 0.5, 2))
+    path = tmp_path / "model.onnx"
+    export_by_torchscript(model, tensors, path, 16)
+    (actual,), expected = run(path, *tensors), model(*tensors)
+    torch.testing.assert_close(actual, expected, atol=1e-5 * max(1.0, expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -15,7 +15,7 @@ def add_in_place(x, size):
     return total
 
 
-CASES = {  # of an image [H, W] and the size of its picture, two scalar tensors
+CASES = {  # of an image [H, W] and the size of its picture: two scalar tensors, or numbers
     "new_tensor of sizes": lambda x, size: x[0, :2] * x.new_tensor([x.shape[0], x.shape[1]]),
     "new_tensor of tensors": lambda x, size: x[0, :2] * x.new_tensor([size[0], size[1]]),
     "tensor of tensors": lambda x, size: x[0, :2] * torch.tensor([size[0], size[1]]),
@@ -24,6 +24,8 @@ CASES = {  # of an image [H, W] and the size of its picture, two scalar tensors
     "clamp": lambda x, size: x.clamp(min=0, max=size[0]),
     "clamp in place": lambda x, size: (x * 1)[0].clamp_(min=0, max=size[0]),
     "slice": lambda x, size: (x[:, : size[1]] > 0).any(1),
+    "slice of rows": lambda x, size: x[: size[0]].amax(0),
+    "slice beside a number": lambda x, size: x[1, : size[1]].amax(),
 }
 
 
@@ -42,11 +44,29 @@ def program_of(function, mode):
 
 @pytest.mark.parametrize("name", CASES)
 def test_sizes_stay_symbolic(name):
-    images, sizes = torch.randn(2, 9, 14), torch.tensor([[5, 7], [3, 4]])
-    with SymbolicSizes():
-        expected = [CASES[name](*each) for each in zip(images, sizes, strict=True)]
-    result = program_of(CASES[name], SymbolicSizes)(images, sizes)
+    """The program of a batch, compared with torch alone for each image and sizes that are numbers."""
+    images, sizes = torch.randn(2, 9, 14), [(5, 7), (3, 4)]
+    expected = [CASES[name](*each) for each in zip(images, sizes, strict=True)]
+    result = program_of(CASES[name], SymbolicSizes)(images, torch.tensor(sizes))
     torch.testing.assert_close(result, torch.stack(expected))
+
+
+@pytest.mark.parametrize("index", [(..., slice(torch.tensor(2))), (None, slice(torch.tensor(2)))])
+def test_an_index_whose_axes_are_uncertain(index):
+    """The rest of another axis was once filled."""
+    with SymbolicSizes(), pytest.raises(NotImplementedError, match="beside a slice to a picture's size"):
+        torch.randn(2, 3, 4)[index]
+
+
+def test_arguments_by_name():
+    size = torch.tensor(3)
+    with SymbolicSizes():
+        values = torch.tensor(data=[size, 4]), torch.zeros(1).new_tensor(data=[size, 4])
+        values += (
+            torch.linspace(start=size, end=4, steps=2),
+            torch.clamp(input=torch.tensor([7, 3.5]), max=4),
+        )
+    assert [value.tolist() for value in values] == [[3, 4]] * 3 + [[4, 3.5]]
 
 
 def test_linspace_of_one_step():

@@ -169,7 +169,7 @@ def test_exported_file_on_the_command_line(exported, work, tmp_path):
     rows = [[line.split()[0] for line in text.splitlines()[2:-1]] for text in printed]
     assert rows[0] == rows[1] and rows[0]
     for option in ({"checkpoint": "x.pth"}, {"cfg_options": {"a": 1}}):
-        with pytest.raises(ValueError, match=f"{next(iter(option))}: expected none with an exported file"):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}: not allowed with an exported file"):
             dcnzoo.load(exported[0], **option)
 
 
@@ -250,6 +250,29 @@ def test_no_file_before_it_is_complete(work, tmp_path, monkeypatch):
     output = run("export", *files, "--shape", 128, 128, "--fp16", "--force", status=1)
     assert "error: cannot be converted" in output.splitlines()
     assert path.read_bytes() == b"what was there" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"no model", None], ids=["damaged", "not computable"])
+def test_a_smaller_file_is_run_before_it_replaces_another(content, work, tmp_path, monkeypatch):
+    """It is not compared, and once was not even opened."""
+
+    def convert(path):
+        if content is not None:
+            path.write_bytes(content)
+
+    def write_graph(model, args, path, **options):
+        graph_of(path, 64, 96)  # smaller than the input that the export says
+
+    monkeypatch.setattr("dcnzoo.openmmlab.export.export.export_onnx", write_graph)
+    monkeypatch.setattr("dcnzoo.export.writing.to_float16", convert)
+    path, detector = tmp_path / "model.onnx", load(work)
+    path.write_bytes(b"what was there")
+    options = dict(shape=(128, 128), precision="float16", img_shape=None, force=True)
+    with pytest.raises(ValueError, match=r"model\.onnx: |precision: expected a file that onnxruntime runs"):
+        detector.export(path, **options)
+    assert path.read_bytes() == b"what was there" and list(tmp_path.iterdir()) == [path]
+    detector.export(path, verify=False, **options)
+    assert path.read_bytes() != b"what was there"
 
 
 def test_differences_fail(work, exported):

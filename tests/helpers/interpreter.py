@@ -33,10 +33,10 @@ def run_operator(
     Returns:
         the operators that Triton ran, each with its ``output_mask``; the output and the gradients.
     """
-    from dcnzoo.ops import choose
+    from dcnzoo.ops import run as runner
     from dcnzoo.ops.fused import launch
 
-    ran, run = [], choose.run_fused
+    ran, run = [], runner.run_fused
 
     def record(operator, launches, call):
         ran.append((operator.name, getattr(call, "output_mask", None)))
@@ -44,9 +44,9 @@ def run_operator(
 
     size_class = (lambda tensor: 2) if long_indices else launch.size_class
     patches = (
-        mock.patch.object(choose, "run_fused", record),
+        mock.patch.object(runner, "run_fused", record),
         mock.patch.object(launch, "size_class", size_class),
-        mock.patch.object(choose, "is_deterministic", lambda tensor: ordered),
+        mock.patch.object(runner, "is_deterministic", lambda tensor: ordered),
     )
     with patches[0], patches[1], patches[2]:
         if not OPERATORS[name].differentiable:
@@ -56,13 +56,13 @@ def run_operator(
 
 def by_plan_and_anew(name: str, sample: Sample, other: Sample, grad: Tensor) -> list[list[Tensor]]:
     """Return the results of ``other``, of the same shape, by the plan of ``sample`` and by a new one."""
-    from dcnzoo.ops import choose
+    from dcnzoo.ops import plans
 
     results(OPERATORS[name].call, sample, grad)
-    plans = dict(choose._plans)
+    stored = dict(plans._plans)
     by_plan = results(OPERATORS[name].call, other, grad)
-    assert choose._plans == plans
-    choose._plans.clear()
+    assert plans._plans == stored
+    plans._plans.clear()
     return [by_plan, results(OPERATORS[name].call, other, grad)]
 
 
@@ -78,23 +78,23 @@ def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
 
     In a process with ``DCNZOO_BACKEND=fused``, the CPU's operators choose at every call, as CUDA's do.
     """
-    from dcnzoo.ops import choose
+    from dcnzoo.ops import choose, plans
     from dcnzoo.ops.fused import available
 
     entry = mock.patch.dict(available.table()["interpreter"], auto=listed)
-    runs = mock.patch.object(choose, "_triton_runs_on", lambda key: True)
-    no_plans = mock.patch.object(choose, "_plans", {})
+    runs = mock.patch.object(choose, "triton_runs_on", lambda key: True)
+    no_plans = mock.patch.object(plans, "_plans", {})
     with entry, runs, no_plans, mock.patch.object(choose, "backend", "auto"):
         return [name for name, _ in run_operator("deform_conv2d", sample, grad)[0]]
 
 
 def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], list[str]]:
     """Return the operators that Triton runs if it cannot compile, and the warnings."""
-    from dcnzoo.ops import choose
+    from dcnzoo.ops import plans
     from dcnzoo.ops.fused import available, launch
 
     available.triton_works.cache_clear()
-    no_plans = mock.patch.object(choose, "_plans", {})
+    no_plans = mock.patch.object(plans, "_plans", {})
     failing = mock.patch.object(launch, "run_trial", side_effect=RuntimeError("no C compiler"))
     try:
         with failing, no_plans, warnings.catch_warnings(record=True) as caught:

@@ -3,6 +3,9 @@
 import itertools
 from pathlib import Path
 
+import dcnzoo.models  # noqa: F401  before mmdet, which needs torchvision's operators
+
+# isort: split
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import BaseMetric, Evaluator

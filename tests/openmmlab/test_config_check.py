@@ -13,7 +13,7 @@ from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.config.check import check_config, find_problems
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.config.packages import base_path
-from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.build import build_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 from tests.helpers.demo import PLAIN
@@ -68,11 +68,12 @@ def test_more_classes_than_the_class_of_a_data_set_has():
 
 
 def test_file_of_the_evaluator(tmp_path):
-    """The evaluator's file may have another name than the data set's, but not other images."""
+    """The evaluator's file may have other annotations than the data set's, but not other images."""
     images = [dict(id=i, file_name=f"{i}.png") for i in range(3)]
     files = {"val": images, "copy": images[::-1], "more": [*images, dict(id=3, file_name="3.png")]}
     for name, part in files.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(dict(images=part)))
+        content = dict(images=part, annotations=[dict(id=1, image_id=0)] * (name == "copy"))
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
 
     def keys(name, **data):
         data = dict(type="CocoDataset", data_root=f"{tmp_path}/", ann_file="val.json", **data)
@@ -124,7 +125,7 @@ def test_dcn_of_a_class_without_it(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("model = dict(type='CSPDarknet', dcn='v2')\n")
     with pytest.raises(UserError, match=r"mine\.py: model: CSPDarknet: dcn: .*to_deformable"):
-        execute.build(Recipe.read(file))
+        build_model(Recipe.read(file))
 
 
 @pytest.mark.slow
@@ -172,6 +173,6 @@ def test_the_place_is_that_of_the_mistake_and_not_of_an_equal_dictionary():
     named = []
     for place in places:
         with pytest.raises(UserError) as raised:
-            execute.build(Recipe.read(CASCADE, {f"{place}.no_such_setting": 3}))
+            build_model(Recipe.read(CASCADE, {f"{place}.no_such_setting": 3}))
         named.append(str(raised.value).partition(".py: ")[2].partition(": ")[0])
     assert named == places

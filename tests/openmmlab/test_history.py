@@ -9,7 +9,7 @@ from torch import nn
 
 from dcnzoo.openmmlab.history import History, loss_parts
 from dcnzoo.openmmlab.hooks import SummaryHook
-from dcnzoo.openmmlab.hooks.summary import labels
+from dcnzoo.openmmlab.hooks.summary_metrics import labels
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 from tests.helpers.training import Model, Score, make_runner, train
 

@@ -16,7 +16,7 @@ from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.openmmlab.config import json_config
 from dcnzoo.openmmlab.config.tree import registered
 from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.openmmlab.runs.execute import build
+from dcnzoo.openmmlab.runs.build import build_model
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
@@ -77,7 +77,7 @@ def test_detectors_whose_weights_share_memory(repository, family):
     settings = detectors.config(family)
     settings.update({"with_box_refine": False} if family == "Deformable DETR" else {})
     dataset = dict(pipeline=PIPELINE)
-    model = build(Recipe(Config(dict(model=settings, test_dataloader=dict(dataset=dataset)))))
+    model = build_model(Recipe(Config(dict(model=settings, test_dataloader=dict(dataset=dataset)))))
     if hasattr(model, "level_embed"):
         torch.nn.init.ones_(model.level_embed)  # else uninitialised memory
     before = {name: value.clone() for name, value in model.state_dict().items()}

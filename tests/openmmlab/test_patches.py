@@ -24,7 +24,7 @@ from yapf.yapflib.yapf_api import FormatCode
 import dcnzoo.models  # noqa: F401  applies the patches; before mmdet, which needs mmcv.ops
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import detector
-from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.build import build_model
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from tests.helpers import demo
 from tests.helpers.processes import python_with_torch
@@ -149,7 +149,7 @@ def test_a_detector_that_torch_cannot_convert_to_channels_last():
 
     def outcome(channels_last):
         torch.manual_seed(0)
-        model = execute.build(Recipe(copy.deepcopy(cfg)))
+        model = build_model(Recipe(copy.deepcopy(cfg)))
         found = detector.TorchDetector(model, channels_last=channels_last).model.test_step(
             copy.deepcopy(batch)
         )

@@ -1,17 +1,21 @@
 """What a training writes to its work directory."""
 
 import re
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
 from dcnzoo.openmmlab import hooks
+from dcnzoo.openmmlab.hooks import resume
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
-from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.build import build_runner
 from dcnzoo.openmmlab.runs.device import use_device
-from dcnzoo.openmmlab.runs.execute import build_runner
+from dcnzoo.openmmlab.runs.dry_run import DryRunHook
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
+from dcnzoo.openmmlab.runs.sanity import SanityHook
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
 from tests.helpers.demo import PLAIN
@@ -26,8 +30,8 @@ def test_paths_in_the_work_directory_move_with_it(tmp_path, monkeypatch, work_di
     inside, outside = str(folder / "data/train.json"), str(root.parent / "data/val.json")
     options = {"load_from": f"{folder}/first.pth", "train_dataloader.dataset.ann_file": inside}
     options |= {"val_evaluator.ann_file": outside, "test_evaluator.ann_file": "data/val.json"}
-    recipe = Recipe.read(PLAIN, options, TRAINING).with_options(RunOptions(work_dir=folder))
-    (folder / "written.py").write_text(recipe.text())
+    run = Recipe.read(PLAIN, options, TRAINING).with_options(RunOptions(work_dir=folder))
+    (folder / "written.py").write_text(run.text())
     root.rename(tmp_path / "there")
     monkeypatch.chdir("/")
     moved = tmp_path / "there/runs/one"
@@ -37,9 +41,9 @@ def test_paths_in_the_work_directory_move_with_it(tmp_path, monkeypatch, work_di
         assert Path(cfg.train_dataloader.dataset.ann_file) == moved / "data/train.json"
         assert cfg.val_evaluator.ann_file == outside and cfg.test_evaluator.ann_file == "data/val.json"
         # the training goes on in the new place
-        recipe = Recipe(cfg).with_options(RunOptions(work_dir=moved))
-        (moved / "written.py").write_text(recipe.text())
-        assert recipe.text().count("fileDirname") == 2
+        run = Recipe(cfg).with_options(RunOptions(work_dir=moved))
+        (moved / "written.py").write_text(run.text())
+        assert run.text().count("fileDirname") == 2
 
 
 def test_an_option_leaves_a_given_schedule(tmp_path):
@@ -55,20 +59,27 @@ def test_an_option_leaves_a_given_schedule(tmp_path):
 def test_the_documented_order_of_the_hooks(tmp_path):
     custom = [{"type": "OffsetStatisticsHook"}]
     recipe = Recipe.read(PLAIN, {"custom_hooks": custom}, TRAINING)
-    check = execute._CheckHook(sanity=False, dry_run=False)
+    checks = [SanityHook(), DryRunHook()]
     with use_device("cpu"):
-        recipe = recipe.with_options(TrainOptions(work_dir=tmp_path, patience=3, device="cpu"))
-        runner = build_runner(recipe.cfg, Start(), training=recipe, summary=hooks.SummaryHook(), check=check)
+        run = recipe.with_options(TrainOptions(work_dir=tmp_path, patience=3, device="cpu"))
+        runner = build_runner(run.cfg, Start(), training=run, summary=hooks.SummaryHook(), checks=checks)
     own = [hook for hook in runner.hooks if type(hook).__module__.startswith("dcnzoo.")]
     order = [(str(hook.priority), type(hook).__name__) for hook in own]
     assert order == re.findall(r"^([A-Z_]+) +(\w+Hook)\b", hooks.__doc__, re.MULTILINE)
 
 
+def test_the_documented_steps_of_a_resume():
+    rows = re.findall(r"``(\w+)/(\w+)\.py``: ``([\w.]+)``$", resume.__doc__, re.MULTILINE)
+    assert len(rows) == 6
+    for room, module, name in rows:
+        assert attrgetter(name)(import_module(f"dcnzoo.openmmlab.{room}.{module}"))
+
+
 def test_hooks_that_a_config_switches_off(tmp_path):
     off = {f"default_hooks.{name}": None for name in hooks.DEFAULT_HOOKS}
     with use_device("cpu"):
-        recipe = Recipe.read(PLAIN, off, TRAINING).with_options(TrainOptions(work_dir=tmp_path, device="cpu"))
-        runner = build_runner(recipe.cfg, Start(), training=recipe)
+        run = Recipe.read(PLAIN, off, TRAINING).with_options(TrainOptions(work_dir=tmp_path, device="cpu"))
+        runner = build_runner(run.cfg, Start(), training=run)
     kinds = {type(hook).__name__ for hook in runner.hooks}
     switched_off = {hook["type"] for hook in hooks.DEFAULT_HOOKS.values()} | {"CheckpointHook"}
     assert not kinds & switched_off

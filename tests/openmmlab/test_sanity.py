@@ -252,6 +252,14 @@ def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch, capsys):
     assert not Path("work.1").exists()
 
 
+def test_a_resume_reads_its_checkpoint_once(config, tmp_path, monkeypatch):
+    dcnzoo.train(config, work_dir=tmp_path)
+    load, read = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda path, **options: read.append(path) or load(path, **options))
+    dcnzoo.train(config, work_dir=tmp_path, resume=True)
+    assert [str(path) for path in read if "epoch" in str(path)] == [str(tmp_path / "epoch_1.pth")]
+
+
 def test_a_detector_with_a_teacher(config, tmp_path):
     """Its methods ``train`` and ``eval`` return nothing."""
     cfg = Config.fromfile(config)

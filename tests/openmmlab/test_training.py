@@ -22,13 +22,15 @@ from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ResumeHook
 from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.hooks.schedules import replay_schedules
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs import options as run_options
 from dcnzoo.openmmlab.runs.batches import number_batches
 from dcnzoo.openmmlab.runs.options import write_options
-from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
+from dcnzoo.openmmlab.runs.recipe import RunConfig, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import partial_of
 from tests.helpers.training import (
     SAVING,
     WITHOUT_VALIDATION,
@@ -115,6 +117,17 @@ def test_a_checkpoint_from_elsewhere_removes_only_checkpoints(tmp_path):
     options = dict(max_keep_ckpts=1, template="{}.pth", best=True)
     train(work, "rest", resume=True, load_from=str(work / "3.pth"), **options)
     assert all(path.read_bytes() == b"mine" for path in mine)
+
+
+def test_a_training_removes_only_the_temporary_files_of_a_killed_training(tmp_path):
+    """An export and a report to the work directory may be running."""
+    (killed := partial_of(tmp_path / "epoch_1.pth")).touch()
+    running = [partial_of(tmp_path / name) for name in ("detector.onnx", "report.html", "detector.xml")]
+    for path in running:
+        path.touch()
+    (folder := partial_of(tmp_path / "folder")).mkdir()
+    train(tmp_path, "beside an export")
+    assert not killed.exists() and all(path.exists() for path in [*running, folder])
 
 
 @pytest.mark.parametrize(("operation", "number"), [("put", 1), ("put", 2), ("remove", 1), ("remove", 2)])
@@ -539,7 +552,7 @@ def test_checkpoints_by_iterations_in_a_training_by_epochs(tmp_path, monkeypatch
         cfg = Config({"work_dir": str(tmp_path), "launcher": "none", "default_hooks": saving})
         cfg.train_cfg = {"max_epochs": 4}
         if resume:
-            assert choose_start(Recipe(cfg), True).resumes
+            assert choose_start(RunConfig(cfg), True).resumes
         runner = make_runner(
             tmp_path,
             "by iterations",
@@ -594,7 +607,8 @@ def test_resuming_from_weights_alone(tmp_path):
     for name in ("published.pth", "first/best_score_epoch_2.pth"):
         file = str(tmp_path / name)
         runner = make_runner(tmp_path / "second", f"second {name}", load_from=file, resume=True)
-        runner.register_hook(LoadCheckpointHook(fine_tune=True))
+        for hook in (LoadCheckpointHook(fine_tune=True), ResumeHook()):
+            runner.register_hook(hook)
         with pytest.raises(UserError, match=rf"^resume: expected .*{file} without .*optimizer: .*load_from"):
             runner.train()
 
@@ -643,7 +657,7 @@ GROUPS = [dict(lr=lr, momentum=momentum) for lr, momentum in [(0.1, 0.9), (0.01,
 
 
 @pytest.mark.parametrize("schedule", ["steps", "iterations of epochs", "cycle", "iterations"])
-def test_groups_with_equal_settings_have_the_rates_that_mmengine_gives_each(schedule, monkeypatch):
+def test_groups_with_equal_settings_have_the_rates_that_mmengine_gives_each(schedule):
     """Nine groups with three sets of settings, and the wrapper's group of its base settings."""
 
     def schedules():
@@ -663,12 +677,9 @@ def test_groups_with_equal_settings_have_the_rates_that_mmengine_gives_each(sche
                 each.step()
     wrapper = replayed[0].optimizer
     loop = object.__new__(EpochBasedTrainLoop)
-    runner = SimpleNamespace(
-        param_schedulers=replayed, optim_wrapper=wrapper, train_loop=loop, hooks=[], _resume=True
-    )
-    monkeypatch.setattr(ResumeHook, "_set_position", lambda *_: None)
+    runner = SimpleNamespace(param_schedulers=replayed, optim_wrapper=wrapper, train_loop=loop)
     checkpoint = {"meta": {"epoch": 3, "iter": 3 * length}, "optimizer": wrapper.state_dict()}
-    ResumeHook().after_load_checkpoint(runner, checkpoint)
+    replay_schedules(runner, checkpoint)
     for replayed_group, group in zip(wrapper.param_groups, stepped[0].optimizer.param_groups, strict=True):
         assert {**replayed_group, "params": None} == {**group, "params": None}
     assert checkpoint["param_schedulers"] == [each.state_dict() for each in stepped]

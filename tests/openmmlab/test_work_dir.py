@@ -1,5 +1,6 @@
 """How a training starts in a folder, and that it overwrites nothing."""
 
+import logging
 import os
 import shutil
 import signal
@@ -19,8 +20,8 @@ from mmengine.registry import HOOKS
 import dcnzoo
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
-from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.runs.start import Start, begin, choose_start, make_room, require_new_config
+from dcnzoo.openmmlab.runs.recipe import Recipe, RunConfig
+from dcnzoo.openmmlab.runs.start import Start, choose_start, claim, require_new_config
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
@@ -87,22 +88,21 @@ def test_how_a_training_starts(tmp_path, monkeypatch, capsys, folder, resume, fo
     Path("gone/last_checkpoint").write_text(str(tmp_path / "last/epoch_1.pth"))
     Path("others/best_practices.md").touch()
     Path("link").symlink_to("last")
-    recipe = Recipe(Config({"work_dir": folder, "launcher": "none", "train_cfg": {}, **settings}))
-    with ExitStack() as stack:
-        if isinstance(expected, Start):
-            assert begin(stack, recipe, resume, force, dry_run=True) == expected
-            is_new = (resume is True or "resume" in settings) and not (expected.resumes or expected.replaces)
-            assert ("a new training starts" in capsys.readouterr().out) == is_new
-        else:
-            with pytest.raises(UserError, match=expected):
-                begin(stack, recipe, resume, force, dry_run=True)
+    run = RunConfig(Config({"work_dir": folder, "launcher": "none", "train_cfg": {}, **settings}))
+    if isinstance(expected, Start):
+        assert choose_start(run, resume, force) == expected
+        is_new = (resume is True or "resume" in settings) and not (expected.resumes or expected.replaces)
+        assert ("a new training starts" in capsys.readouterr().out) == is_new
+    else:
+        with pytest.raises(UserError, match=expected):
+            choose_start(run, resume, force)
 
 
-def recipe_in(folder, name="own.py", **changes):
-    """The recipe of a training in a folder, from a config of this name."""
+def run_in(folder, name="own.py", **changes):
+    """The config of a training in a folder, from a config of this name."""
     cfg = Config({"work_dir": str(folder), "launcher": "none", "train_cfg": {}, **changes})
     object.__setattr__(cfg, "_filename", name)  # the file need not exist
-    return Recipe(cfg)
+    return RunConfig(cfg)
 
 
 def files_of(folder):
@@ -125,8 +125,8 @@ def test_force_renames_the_whole_folder(tmp_path):
     for number in (1, 2):
         before = trained(work)
         with ExitStack() as stack:
-            assert begin(stack, recipe_in(work), force=True).replaces
-            make_room(stack, work)
+            with claim(stack, run_in(work), force=True) as start:
+                assert start.replaces and files_of(work) == before
             assert files_of(work) == {} and files_of(tmp_path / f"work.{number}") == before
             with pytest.raises(UserError, match="running training"), pytest.MonkeyPatch.context() as patch:
                 patch.setattr(lock, "_ORPHANS_END", 0)
@@ -153,8 +153,9 @@ def test_folders_that_force_does_not_rename(tmp_path, monkeypatch, what):
         monkeypatch.chdir(work / "notes")
     else:
         changes["default_hooks"] = {"checkpoint": {"out_dir": str(tmp_path / "out")}}
-    with pytest.raises(UserError, match=r"^force: .*another work_dir"), ExitStack() as stack:
-        begin(stack, recipe_in(work, name, **changes), force=True)
+    refused = pytest.raises(UserError, match=r"^force: .*another work_dir")
+    with refused, ExitStack() as stack, claim(stack, run_in(work, name, **changes), force=True):
+        pass
     assert files_of(tmp_path / "work") == before and not [*tmp_path.glob("*.1")]
 
 
@@ -175,12 +176,12 @@ def test_a_file_of_the_user_with_the_name_of_the_config(tmp_path, monkeypatch):
     Path("own.py").write_text("model = dict()  # mine\n# also mine\n")
     for folder in (".", tmp_path):
         with pytest.raises(UserError, match=r"^work_dir: .*own\.py.*another work_dir"):
-            require_new_config(recipe_in(folder, str(tmp_path / "own.py")), Start())
+            require_new_config(run_in(folder, str(tmp_path / "own.py")), Start())
     Path("work/20260101_000000/vis_data").mkdir(parents=True)
     Path("work/20260101_000000/vis_data/config.py").touch()
     Path("work/own.py").write_text("model = dict()\n")
     for name in ("own.py", "work/own.py"):
-        require_new_config(recipe_in("work", name), Start())
+        require_new_config(run_in("work", name), Start())
 
 
 def test_a_hand_written_config_stays_also_when_a_training_continues_elsewhere(tmp_path):
@@ -198,10 +199,10 @@ def test_a_hand_written_config_stays_also_when_a_training_continues_elsewhere(tm
 def test_a_folder_of_checkpoints_has_one_training(tmp_path, monkeypatch):
     """With one out_dir, two work directories of the same name share a folder of checkpoints."""
     monkeypatch.setattr(lock, "_ORPHANS_END", 0)
-    recipe = recipe_in(tmp_path / "work", default_hooks={"checkpoint": {"out_dir": str(tmp_path / "out")}})
+    run = run_in(tmp_path / "work", default_hooks={"checkpoint": {"out_dir": str(tmp_path / "out")}})
     refused = pytest.raises(UserError, match=r"running.* got .*out/work")
-    with lock_work_dir(tmp_path / "out/work"), refused, ExitStack() as stack:
-        begin(stack, recipe)
+    with lock_work_dir(tmp_path / "out/work"), refused, ExitStack() as stack, claim(stack, run):
+        pass
 
 
 @pytest.mark.parametrize("own", ["ckpt_{}.pth", "out", "ckpt_{}.pth in out"])
@@ -216,10 +217,10 @@ def test_checkpoints_with_other_names_or_in_another_folder(tmp_path, monkeypatch
     folder.mkdir(parents=True)
     for name in (template.format(1), template.format(2), f"best_coco_bbox_mAP_{template.format(1)}"):
         torch.save({"state_dict": {}}, folder / name)
-    recipe = recipe_in("work", default_hooks={"checkpoint": hook})
-    assert choose_start(recipe, resume=True).file == str(folder / template.format(2))
+    run = run_in("work", default_hooks={"checkpoint": hook})
+    assert choose_start(run, resume=True).file == str(folder / template.format(2))
     with pytest.raises(UserError, match="force=True"):
-        choose_start(recipe)
+        choose_start(run)
 
 
 def test_own_data_in_a_used_folder(tmp_path, monkeypatch):
@@ -230,8 +231,8 @@ def test_own_data_in_a_used_folder(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^work_dir: .*force=True"):
         dcnzoo.train(data="fruits", work_dir=work)
     assert files_of(work) == before, "nothing is written"
-    runner = SimpleNamespace(train=lambda: None)
-    monkeypatch.setattr(execute, "_build_training", lambda *_: runner)
+    runner = SimpleNamespace(train=lambda: None, logger=logging.getLogger("none"))
+    monkeypatch.setattr(execute, "build_runner", lambda *_, **__: runner)
     dcnzoo.train(data="fruits", work_dir=work, force=True)
     assert files_of(tmp_path / "work.1") == before
     assert {*files_of(work)} == {"data/train.json", "data/val.json", "data/work.py"}

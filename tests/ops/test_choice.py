@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from dcnzoo.ops import _library, choose
+from dcnzoo.ops import _library, choose, plans, run
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available
 from dcnzoo.ops.operator import OPERATORS
@@ -63,14 +63,14 @@ def chosen(call: str, dtype: torch.dtype) -> str:
 @pytest.fixture
 def loaded(monkeypatch):
     """Pretend that the compiled CUDA library is not loaded; return a function that changes this."""
-    monkeypatch.setattr(choose, "_plans", {})
+    monkeypatch.setattr(plans, "_plans", {})
     monkeypatch.setattr(available, "triton_works", lambda device: True)
     monkeypatch.setattr(available, "is_faster", lambda name, call: False)
     monkeypatch.setattr(choose, "has_weighted_sums", lambda device: True)  # as in a CUDA build
 
     def set_loaded(compiled: bool) -> None:
-        devices = {"cpu": None, "cuda": None} if compiled else {"cpu": None}
-        monkeypatch.setattr(_library, "loaded", devices)
+        devices = ("cpu", "cuda") if compiled else ("cpu",)
+        monkeypatch.setattr(_library, "kernels", {device: dict.fromkeys(OPERATORS) for device in devices})
 
     set_loaded(False)
     return set_loaded
@@ -87,9 +87,36 @@ def test_the_compiled_library_comes_first(loaded, call):
 def test_triton_runs_without_any_library(loaded, monkeypatch):
     """Triton needs no compiled library, because the checks of arguments are in Python."""
     before = {call: chosen(call, torch.float32) for call in CALLS}
-    monkeypatch.setattr(_library, "loaded", {})
+    monkeypatch.setattr(_library, "kernels", {})
     assert {call: chosen(call, torch.float32) for call in CALLS} == before
     assert FUSED in before.values() and PLAIN in before.values()
+
+
+def test_every_operator_runs_compiled_on_a_cpu():
+    kernels = [choose.kernels_for(choose.Query(operator, "cpu")) for operator in OPERATORS.values()]
+    assert set(kernels) == {((COMPILED,), "")}
+
+
+def test_an_operator_that_the_library_lacks_runs_elsewhere(loaded, monkeypatch):
+    loaded(True)
+    del _library.kernels["cuda"]["dcnv3"]
+    assert [chosen(call, torch.float32) for call in ("dcnv3", "dcnv4")] == [FUSED, COMPILED]
+    assert choice("dcnv3", torch.float64)[1].endswith("no compiled kernels for cuda")
+    assert choose.table("cuda")["dcnv3"] == ((FUSED, PLAIN), "no compiled kernels for cuda")
+
+
+def test_a_slow_kernel_is_named_once_with_its_operators(loaded, monkeypatch):
+    """Also if each operator has a Triton kernel for other calls."""
+    monkeypatch.setattr(run, "_warned", set())
+    slow = plans.Plan(PLAIN, "no compiled kernels for cuda", None)
+    with pytest.warns(UserWarning, match="deform_conv_transpose, others in float64") as caught:
+        run.warn_of_slow_kernel("cuda", slow)
+        run.warn_of_slow_kernel("cuda", slow)
+    assert len(caught) == 1
+    monkeypatch.setattr(choose, "OPERATORS", {"nms": OPERATORS["nms"]})
+    monkeypatch.setattr(run, "_warned", set())
+    with pytest.warns(UserWarning, match="as long: others in float64 and 3-D"):
+        run.warn_of_slow_kernel("cuda", slow)
 
 
 def test_the_choice_says_why(loaded, monkeypatch):
@@ -111,12 +138,33 @@ def test_the_choice_says_why(loaded, monkeypatch):
     assert reason("deform_conv2d") == "DCNZOO_BACKEND=plain"
 
 
+def test_listed_kernels_run_if_they_work_here_and_were_measured(loaded, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(available, "is_faster", lambda name, call: True)
+    loaded(True)
+    assert choice("deform_conv2d", torch.bfloat16) == (FUSED, "")
+    assert choice("depthwise", torch.bfloat16) == (COMPILED, "Triton's kernel has no measurements")
+    assert choice("dcnv3", torch.bfloat16) == (COMPILED, "Triton is not listed as faster")
+    monkeypatch.setattr(choose, "failed", {"deform_conv"})
+    assert choice("deform_conv2d", torch.bfloat16) == (COMPILED, "Triton's kernel failed before")
+    monkeypatch.setattr(choose, "failed", set())
+    monkeypatch.setattr(available, "triton_works", lambda device: False)
+    assert choice("deform_conv2d", torch.bfloat16) == (COMPILED, "Triton does not work here")
+    assert choose.table("cuda")["deform_conv"] == ((COMPILED,), "Triton does not work here")
+
+
 def test_no_kernel_is_tried_while_operators_are_registered(loaded, monkeypatch):
     loaded(True)
-    monkeypatch.setattr(available, "is_faster", lambda name, call: True)
     monkeypatch.setattr(available, "triton_works", lambda device: pytest.fail("a trial"))
-    query = choose.Query(OPERATORS["deform_conv"], "cuda", may_try=False)
-    assert choose.kernels_for(query)[0] == (FUSED, COMPILED)
+    monkeypatch.setattr(_library, "loaded", dict.fromkeys(("cpu", "cuda")))
+    keys = []
+    monkeypatch.setattr(run, "choose_at_every_call", lambda operator, key: keys.append((operator.name, key)))
+    for operator in OPERATORS.values():
+        run.register(operator)
+    backwards = {name for name, operator in OPERATORS.items() if operator.is_backward}
+    assert {name for name, key in keys if key == run.EVERY_KEY} == OPERATORS.keys()
+    assert {name for name, key in keys if key == "CUDA"} == {"deform_conv", *backwards}
+    assert not [name for name, key in keys if key == "CPU"]
 
 
 def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
@@ -125,14 +173,14 @@ def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
         raise OSError("no space left on device")
 
     tried = []
-    monkeypatch.setattr(choose, "run_fused", fail)
-    monkeypatch.setattr(choose, "_failed", set())
-    monkeypatch.setattr(choose, "_warn", lambda *_: None)
+    monkeypatch.setattr(run, "run_fused", fail)
+    monkeypatch.setattr(choose, "failed", set())
+    monkeypatch.setattr(run, "warn_of_slow_kernel", lambda *_: None)
     name, arguments = CALLS["dcnv3"]
     arguments = tuple(a.float() if isinstance(a, torch.Tensor) else a for a in arguments)
     keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     # not by the dispatcher: tests/cuda may have loaded the emulated library in this process
-    kernel = choose.kernel_of(OPERATORS[name], "CUDA")
+    kernel = run.kernel_of(OPERATORS[name], "CUDA")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         results = [kernel(keyset, *arguments) for _ in range(2)]
@@ -146,20 +194,20 @@ def test_a_mistake_in_a_launch_is_not_hidden(loaded, monkeypatch):
     def fail(operator, launches, call):
         raise KeyError("USE_INT64")
 
-    monkeypatch.setattr(choose, "run_fused", fail)
-    monkeypatch.setattr(choose, "_failed", set())
+    monkeypatch.setattr(run, "run_fused", fail)
+    monkeypatch.setattr(choose, "failed", set())
     name, arguments = CALLS["dcnv3"]
     arguments = tuple(a.float() if isinstance(a, torch.Tensor) else a for a in arguments)
     keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     with pytest.raises(KeyError, match="USE_INT64"):
-        choose.kernel_of(OPERATORS[name], "CUDA")(keyset, *arguments)
-    assert not choose._failed
+        run.kernel_of(OPERATORS[name], "CUDA")(keyset, *arguments)
+    assert not choose.failed
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in CALLS.values()}))
 def test_arguments_are_checked_on_a_gpu_without_the_library(loaded, monkeypatch, name):
     """Errors name the same function and argument as the compiled kernels, whichever kernel would run."""
-    monkeypatch.setattr(choose, "_warn", lambda *_: None)
+    monkeypatch.setattr(run, "warn_of_slow_kernel", lambda *_: None)
     keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     for operator in op_cases.operators(differentiable=False):
         for sample, _ in operator.invalid():
@@ -174,7 +222,7 @@ def test_arguments_are_checked_on_a_gpu_without_the_library(loaded, monkeypatch,
             if re.search("got meta|image number|for level", message):
                 continue
             for overload, arguments in recorder.calls:
-                kernel = choose.kernel_of(OPERATORS[overload.name().removeprefix("dcnzoo::")], "CUDA")
+                kernel = run.kernel_of(OPERATORS[overload.name().removeprefix("dcnzoo::")], "CUDA")
                 with pytest.raises(RuntimeError) as caught:
                     kernel(keyset, *arguments)
                 assert str(caught.value).split(":")[:2] == message.split(":")[:2]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dcnzoo.ops
-from dcnzoo.ops import choose
+from dcnzoo.ops import run as runner
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.deform_conv import grad_input_in_order
 from dcnzoo.ops.operator import OPERATORS
@@ -32,14 +32,14 @@ def test_only_this_gradient_is_left_to_it(monkeypatch):
     _, (_, arguments), _ = deform_conv.OPERATORS[1].overload_calls(sample)
     asked = []
 
-    def run(operator, key, compiled, keyset, call):
+    def run(operator, device, keyset, call):
         asked.append(call.output_mask)
         return torch.ops.dcnzoo._deform_conv_backward(*call)
 
-    monkeypatch.setattr(choose, "_run", run)
-    backward = choose.kernel_of(OPERATORS["_deform_conv_backward"], "CPU")
+    monkeypatch.setattr(runner, "run", run)
+    backward = runner.kernel_of(OPERATORS["_deform_conv_backward"], "CPU")
     expected = backward(None, *arguments)
-    monkeypatch.setattr(choose, "is_deterministic", lambda tensor: True)
+    monkeypatch.setattr(runner, "is_deterministic", lambda tensor: True)
     results = backward(None, *arguments)
     assert asked == [[True] * 5, [False, True, True, True, True]]
     torch.testing.assert_close(results, expected)
@@ -52,9 +52,9 @@ def order(monkeypatch):
         warnings.simplefilter("ignore")  # kernels are replaced
         for operator in OPERATORS.values():
             if operator.in_order is not None:
-                kernel = choose.kernel_of(operator, "CPU")
+                kernel = runner.kernel_of(operator, "CPU")
                 library.impl(operator.name, kernel, "CPU", with_keyset=True)
-        yield lambda on: monkeypatch.setattr(choose, "is_deterministic", lambda tensor: on)
+        yield lambda on: monkeypatch.setattr(runner, "is_deterministic", lambda tensor: on)
 
 
 def assert_same_in_order(op, sample, order, **tolerance) -> torch.Tensor:

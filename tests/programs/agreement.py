@@ -22,7 +22,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from torch.multiprocessing import start_processes
 
-from dcnzoo.openmmlab.hooks.summary import _processes
+from dcnzoo.openmmlab.hooks.summary_head import _processes
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.options import write_options

@@ -21,15 +21,15 @@ from dcnzoo.layers.statistics import (
 from dcnzoo.report.explain import (
     Box,
     explain_network,
+    grid_of_points,
     heat_map,
     output_window,
-    places,
     points_of,
-    receptive_fields,
     record,
     render_explanation,
     with_unique_names,
 )
+from dcnzoo.report.receptive_field import receptive_fields
 from dcnzoo.report.sampling import Frame
 from dcnzoo.utils.errors import UserError
 from tests.helpers.explained import STRIDE, decoded, explained, make_model, page_data
@@ -189,7 +189,7 @@ def test_positions_are_pixels_of_the_picture(scale):
     points, _ = points_of(field, Box(x, y, x, y), frame)
     distance = (points.mean(0) - torch.tensor([y, x])).abs() / torch.tensor(scale)
     assert (distance <= torch.tensor(STRIDE) / 2 + 1e-4).all()
-    for place in places(field, explanation.image.shape[:2], frame, 12):
+    for place in grid_of_points(field, explanation.image.shape[:2], frame, 12):
         rows, columns = output_window(field, place, frame)
         assert rows.start * STRIDE[0] == pytest.approx((place.y1 + 0.5) / scale[0] - 0.5, abs=1e-4)
         assert columns.start * STRIDE[1] == pytest.approx((place.x1 + 0.5) / scale[1] - 0.5, abs=1e-4)
@@ -204,11 +204,11 @@ def test_table_of_layers():
 
 def test_places_are_outputs_in_the_visible_image():
     (field,) = explained().fields
-    assert places(field, SIZE, Frame(SIZE), 0) == []
-    boxes = places(field, (20, 30), Frame(SIZE), 6)
+    assert grid_of_points(field, SIZE, Frame(SIZE), 0) == []
+    boxes = grid_of_points(field, (20, 30), Frame(SIZE), 6)
     # 2 × 3 centres of equal parts of 20 × 30, moved to outputs, which are (2, 3) pixels apart
     assert {(box.y1, box.x1) for box in boxes} == {(y, x) for y in (4, 16) for x in (6, 15, 24)}
-    assert len(places(field, SIZE, Frame(SIZE), 1000)) == 144, "not an output twice"
+    assert len(grid_of_points(field, SIZE, Frame(SIZE), 1000)) == 144, "not an output twice"
 
 
 @pytest.mark.parametrize(("outputs", "step"), [((12, 12), 1), ((20, 70), 2)])

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -28,8 +29,8 @@ from dcnzoo.report.explain_detector import explain
 from dcnzoo.report.report import render_runs, summary, write_report
 from dcnzoo.report.runs import TrainedRun
 from dcnzoo.report.sampling import Frame, SamplingField
-from dcnzoo.report.sections import class_table, show_sampling
-from dcnzoo.report.validation import Prediction, ValidationRunner, load_detectors
+from dcnzoo.report.sections import _series, class_table, show_errors, show_sampling
+from dcnzoo.report.validation import Prediction, ValidationRunner, load_detectors, pick_images
 from dcnzoo.utils.errors import UserError
 from tests.helpers.demo import DEFORMABLE
 from tests.report.conftest import write_log
@@ -110,6 +111,51 @@ def test_figures_and_pictures_are_of_one_checkpoint(make_run, name, ap):
     assert run.metrics["coco/bbox_mAP"] == ap and f"epoch {run.step}" in run.described
     html = render_runs([run], {})
     assert f"box AP</dt><dd>{ap:.3f}" in html and f"box AP {ap:.3f}" in html and run.described in html
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "text"),
+    [
+        ("epoch_3.pth", 3, "last, epoch 3"),
+        ("epoch_1.pth", 1, "epoch 1"),
+        ("best_coco_bbox_mAP_epoch_1.pth", 1, "best, epoch 1"),
+        ("epoch_2.pth", 2, "epoch 2; metrics of epoch 3"),  # it was not validated
+        ("own.pth", None, "own.pth; metrics of epoch 3"),
+        (None, None, "no checkpoint"),
+    ],
+)
+def test_the_checkpoint_in_words(tmp_path, name, step, text):
+    assert run_of(tmp_path, {1: 0.1, 3: 0.3}, name, step).described == text
+
+
+def run_of(folder, validations, name=None, step=None, label="run"):
+    """Return a training of epochs with these box APs."""
+    rows = {epoch: {"coco/bbox_mAP": ap} for epoch, ap in validations.items()}
+    cfg = Config(dict(train_cfg=dict(by_epoch=True)))
+    return TrainedRun(label, folder, cfg, History({2: {}}, rows, {}), name and folder / name, step)
+
+
+def test_curves_are_of_the_validations_that_all_seeds_have(tmp_path):
+    """A resumed training may lack one."""
+    runs = [run_of(tmp_path, {1: 0.1, 2: 0.2, 4: 0.4}), run_of(tmp_path, {2: 0.3, 4: 0.5, 5: 0.6})]
+    steps, values = _series(runs, "validation", "coco/bbox_mAP")["run"]
+    assert steps.tolist() == [2, 4] and values.tolist() == [[0.2, 0.4], [0.3, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [(6, "in all 6 validation images. "), (2, "in the first 2 of 6 validation images, so")],
+)
+def test_the_page_says_on_how_many_images_errors_are_counted(images, text):
+    detector = SimpleNamespace(classes=("a",), dataset=range(6), threshold=0.5)
+    counts, curve = np.array([1]), np.full((1, 101), 0.5)
+    result = ClassResults(counts, curve[:, 0], curve, np.eye(2, dtype=int), np.zeros(images, int))
+    assert text in show_errors({"a": detector}, {"a": result}).text
+
+
+def test_pictures_with_three_objects_come_first():
+    images = [(f"{number}.png", 9, 9, [()] * objects) for number, objects in enumerate((2, 3, 0, 5))]
+    assert pick_images(images, 3) == [1, 3, 0]
 
 
 def test_runs_beside_each_other(make_run):

@@ -1,5 +1,7 @@
 """The sheet of annotated pictures, compared with pycocotools' masks."""
 
+import base64
+import io
 import re
 
 import numpy as np
@@ -51,6 +53,18 @@ def test_objects_are_those_of_the_file(masks):
             assert np.array_equal(mask, truth.annToMask(entry) > 0)
             x, y, width, height = entry["bbox"]
             assert box == [x, y, x + width, y + height]
+
+
+def test_a_class_is_shown_by_its_object_of_middle_size(tmp_path):
+    boxes = [5, 5, 40, 40], [60, 60, 10, 10], [60, 10, 20, 20]
+    annotations = [{"id": i, "image_id": 1, "category_id": 1, "bbox": box} for i, box in enumerate(boxes, 1)]
+    images = [{"id": 1, "file_name": "1.png", "width": 100, "height": 90}]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "fig"}]}
+    write(tmp_path / "coco.json", content)
+    Image.new("RGB", (100, 90), "blue").save(tmp_path / "1.png")
+    page = write_sheet({"train": read(tmp_path)}, tmp_path / "sheet.html").read_text()
+    crop = re.findall(r"data:image/png;base64,([^\"]+)", page)[-1]
+    assert Image.open(io.BytesIO(base64.b64decode(crop))).size == (28, 28), "20 pixels and a fifth around"
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dcnzoo.utils.errors import UserError, printable, user_errors
+from dcnzoo.utils.errors import UserError, install_command, one_line, printable, user_errors
+from dcnzoo.utils.findings import Finding, shown
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,31 @@ def test_other_errors_have_their_type():
         {}["x"]
     with pytest.raises(UserError, match=r"^a: expected 1$"), user_errors():
         raise ValueError("a: expected\n1")
+
+
+def test_an_error_of_a_worker_is_its_last_line():
+    trace = "Original Traceback (most recent call last):\n  File 'a.py', line 1, in <module>\n"
+    text = f"Caught {{}} in DataLoader worker process 0.\n{trace}{{}}: b.png: no\n picture"
+    for kind in ("ValueError", "cv2.error", "dcnzoo.utils.errors.UserError"):
+        assert one_line(Exception(text.format(kind, kind))) == "b.png: no picture"
+    assert one_line(Exception("Caught a cold")) == "Caught a cold"
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "command"),
+    [
+        ("onnx.helper", "mmdet,onnx", 'pip install "dcnzoo[mmdet,onnx]"'),
+        ("onnx", "mmdet", 'pip install "dcnzoo[onnx]"'),
+        ("openvino", "mmdet,onnx", 'pip install "dcnzoo[openvino]"'),
+        ("PIL", "data", 'pip install "dcnzoo[data]"'),
+        ("mine", "mmdet", ""),
+    ],
+)
+def test_the_command_that_installs_a_package(package, extra, command):
+    assert install_command(ModuleNotFoundError(name=package), extra) == command
+    assert install_command(ModuleNotFoundError("pip install it", name=package), extra) == ""
+
+
+def test_many_findings_are_counted():
+    lines = shown([Finding(f"{n}.txt", "empty") for n in range(23)], "data: ")
+    assert lines[:1] + lines[19:] == ["data: 0.txt: empty", "data: 19.txt: empty", "… and 3 more"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import Timeout
 
 import dcnzoo.models  # noqa: F401  first: mmengine needs mmcv._ext
 from dcnzoo.data.tree import Tree
@@ -26,7 +27,7 @@ from dcnzoo.utils.files import (
 )
 from dcnzoo.utils.folders import cache_folder, is_work_dir
 from dcnzoo.utils.formats import picture_files
-from dcnzoo.utils.lock import lock_work_dir
+from dcnzoo.utils.lock import lock_work_dir, locked
 
 DEMO = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
@@ -58,6 +59,7 @@ def test_a_file_is_replaced_with_its_permissions_and_a_link_is_not_followed(tmp_
             write(link, force=force)
     write_text(link, "a file of its own")  # one that dcnzoo does not ask about, such as a lock
     assert path.read_text() == "changed"
+    assert link.stat().st_mode & 0o777 != 0o600, "the mode of a file that a link points to is a stranger's"
 
 
 def test_what_a_killed_command_has_half_written(tmp_path):
@@ -163,6 +165,28 @@ def test_the_lock_of_a_training_that_failed(tmp_path):
         (tmp_path / "work_dirs/other").mkdir()
         1 / 0  # noqa: B018
     assert [path.name for path in (tmp_path / "work_dirs").iterdir()] == ["other"]
+
+
+def test_a_lock_that_another_holds(tmp_path, capfd):
+    """A wait that may take long is announced; without an end, it ends when the lock is released."""
+    path, held, release = tmp_path / "a.lock", threading.Event(), threading.Event()
+
+    def hold():
+        with locked(path):
+            held.set()
+            release.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(20)
+    for seconds, is_announced in ((0, False), (0.1, False), (1.1, True)):
+        with pytest.raises(Timeout), locked(path, seconds):
+            pass
+        assert ("waiting for another process" in capfd.readouterr().err) == is_announced
+    threading.Timer(1.2, release.set).start()
+    with locked(path, -1):
+        assert release.is_set() and "waiting" in capfd.readouterr().err
+    holder.join()
 
 
 def test_places_where_nothing_is_written(tmp_path):

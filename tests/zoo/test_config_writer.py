@@ -11,7 +11,7 @@ import dcnzoo.models  # noqa: F401
 from dcnzoo.data.reading import read
 from dcnzoo.openmmlab.config.check import dicts
 from dcnzoo.utils.errors import UserError
-from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, SMALL_MASKS, write_settings
+from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, SMALL_MASKS, Choice, write_settings
 from tests.helpers.demo import DEFORMABLE
 
 BOXES_CONFIG = "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
@@ -50,7 +50,7 @@ def write_config(file, out, **options):
     for name in ("train", "val"):
         splits[name] = read(file)
         splits[name].write(Path(out).parent / f"{name}.json")
-    return write_settings(splits, Path(out), **{"model": BOXES, **options})
+    return write_settings(splits, Path(out), Choice(**{"model": BOXES, **options}))
 
 
 def heads(config):
@@ -111,9 +111,30 @@ def test_a_warm_up_ends_within_the_training(tmp_path, coco):
     write_config(file, tmp_path / "out.py", model=BOXES)
     warm_up, steps = Config.fromfile(tmp_path / "out.py").param_scheduler
     assert (warm_up.type, warm_up.end, steps.milestones) == ("LinearLR", 2, [8, 11])
-    short = {"train_cfg.max_epochs": 3}
-    write_config(file, tmp_path / "short.py", model=BOXES, changes=short)
+    write_config(file, tmp_path / "short.py", model=BOXES, epochs=3)
     assert Config.fromfile(tmp_path / "short.py").param_scheduler[0].end == 2, "one has no second rate"
+
+
+def test_choices_do_not_depend_on_each_other(tmp_path, coco):
+    """Each changes its own settings; together, they change all of these."""
+    file, choices = coco(), {"epochs": 5, "val_interval": 7, "size": 448, "flip": False}
+
+    def written(**options):
+        write_config(file, tmp_path / "out.py", model=SMALL_MASKS, **options)
+        return {
+            f"{path}.{key}": value
+            for path, node in dicts(Config.fromfile(tmp_path / "out.py")._cfg_dict)
+            for key, value in node.items()
+            if next(dicts(value), None) is None
+        }
+
+    plain = written()
+    expected = {**plain}
+    for name, value in choices.items():
+        changed = {key: new for key, new in written(**{name: value}).items() if plain.get(key) != new}
+        assert changed, name
+        expected |= changed
+    assert written(**choices) == expected
 
 
 def test_classes_that_the_data_does_not_say(tmp_path, coco):

@@ -47,7 +47,7 @@ def published(package, tmp_path, monkeypatch):
 def test_load_detects(published, tmp_path, monkeypatch):
     source, served, cached = published
     said = []
-    monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.print_log", lambda text, **_: said.append(text))
+    monkeypatch.setattr("dcnzoo.openmmlab.runs.build.print_log", lambda text, **_: said.append(text))
     loaded = dcnzoo.load("tiny", cfg_options={"model.test_cfg.rcnn.score_thr": 0.0}, device="cpu")
     detector = loaded.model
     (line,) = said

@@ -24,7 +24,7 @@ from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import own_data
-from dcnzoo.zoo.own_data import with_own_data
+from dcnzoo.zoo.own_data import DataOptions, with_own_data
 from dcnzoo.zoo.source import resolve
 from tests.helpers.commands import run
 from tests.helpers.formats import (
@@ -40,10 +40,16 @@ from tests.helpers.formats import (
 from tests.helpers.processes import python, python_with_torch
 
 
+def written(splits, work_dir, model, **options):
+    """The config that a training with these options writes."""
+    choice = own_data.choose(splits, model, DataOptions(**options))
+    return own_data.write_data(splits, work_dir, choice)
+
+
 def prepare(data, work_dir):
     pictures = read(data)
     splits = pictures.split()
-    config, _ = own_data.write_data(splits, work_dir, None)
+    config = written(splits, work_dir, None)
     return config, read_config_file(config).train_cfg.max_epochs, describe(pictures, splits)
 
 
@@ -298,7 +304,8 @@ def split_of(*pictures):
     ],
 )
 def test_the_size_of_pictures_is_that_of_their_objects(pictures, size, side):
-    assert own_data.choose_size(split_of(*pictures)) == (size, pytest.approx(side))
+    assert own_data.side_of(split_of(*pictures)) == pytest.approx(side)
+    assert own_data.size_for(own_data.side_of(split_of(*pictures))) == size
 
 
 BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
@@ -308,14 +315,14 @@ BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 def test_size_is_an_option(tmp_path, model):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     splits = read(tmp_path / "fruits").split()
-    config, _ = own_data.write_data(splits, tmp_path / "run", model, size=448)
+    config = written(splits, tmp_path / "run", model, size=448)
     cfg = read_config_file(config)
-    lines = own_data.lines_of(cfg, splits["train"], False)
+    lines = own_data.lines_of(cfg, splits["train"])
     steps = [step for name in LOADERS for step in cfg[name].dataset.pipeline if step.type == "Resize"]
     assert [(step.scale, step.keep_ratio) for step in steps] == [((448, 448), True)] * 3
     assert any(line.startswith("input") and "448 pixels" in line for line in lines)
     with pytest.raises(UserError, match=r"^size: expected one step Resize in train.*RandomChoice"):
-        own_data.write_data(splits, tmp_path / "two", "detr_r50_8xb2-150e_coco", size=448)
+        written(splits, tmp_path / "two", "detr_r50_8xb2-150e_coco", size=448)
     for option in ({"size": 448}, {"flip": False}):
         with pytest.raises(UserError, match=f"^{next(iter(option))}: expected data"):
             dcnzoo.train(BOXES, **option)
@@ -327,8 +334,8 @@ def test_size_is_an_option(tmp_path, model):
 def test_flips(tmp_path, model, flip):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     splits = read(tmp_path / "fruits").split()
-    config, _ = own_data.write_data(splits, tmp_path / "run", model, flip=flip)
-    lines = own_data.lines_of(read_config_file(config), splits["train"], True)
+    config = written(splits, tmp_path / "run", model, flip=flip)
+    lines = own_data.lines_of(read_config_file(config), splits["train"])
     with DefaultScope.overwrite_default_scope("mmdet"):
         data = DATASETS.build(read_config_file(config).train_dataloader.dataset)
     set_random_seed(0)
@@ -344,8 +351,8 @@ def test_objects_that_are_too_small_are_named(tmp_path):
     for side, size, remedy in [(11, None, False), (9, None, True), (11, 320, True)]:
         split = split_of(((1000, 900), [(side, side, 0)]))
         splits = {"train": split, "val": split}
-        config, _ = own_data.write_data(splits, tmp_path / f"{side}-{size}", None, size=size)
-        lines = own_data.lines_of(read_config_file(config), split, size is None)
+        config = written(splits, tmp_path / f"{side}-{size}", None, size=size)
+        lines = own_data.lines_of(read_config_file(config), split)
         assert any("not found" in line for line in lines) == remedy
 
 
@@ -357,7 +364,7 @@ def test_what_the_crops_keep_of_an_object_has_a_mask_and_a_box(tmp_path):
     )
     Image.new("RGB", picture.size).save(picture.file)
     split = Dataset({"a": None}, splits={"train": [picture]})
-    config, _ = own_data.write_data({"train": split, "val": split}, tmp_path / "run", None, size=640)
+    config = written({"train": split, "val": split}, tmp_path / "run", None, size=640)
     cfg = read_config_file(config)
     with DefaultScope.overwrite_default_scope("mmdet"):
         data = DATASETS.build(cfg.train_dataloader.dataset)
@@ -439,6 +446,42 @@ def test_a_test_set_without_a_training_set(tmp_path, capsys):
     cfg = with_own_data(recipe, tmp_path / "other", ReadOptions(), tmp_path).cfg
     assert objects(cfg.test_dataloader.dataset.ann_file) == objects_of(parts["val"])
     assert re.search("^test ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_pictures_of_the_training_are_not_tested(tmp_path, monkeypatch, capsys):
+    """The training has divided the folder at random. More pictures in the folder would divide it anew."""
+    parts = fruits(tmp_path / "drawn", [*map(str, range(9))])
+    FORMATS["LabelMe"](tmp_path / "fruits", parts)
+    config = prepare(tmp_path / "fruits", tmp_path / "run")[0]
+    val = objects(tmp_path / "run/data/val.json")
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    tested = []
+    monkeypatch.setattr(execute, "test", lambda recipe, *_: tested.append(annotated(recipe.cfg)) or {})
+
+    def annotated(cfg):
+        assert cfg.test_evaluator.ann_file == cfg.test_dataloader.dataset.ann_file
+        return objects(cfg.test_evaluator.ann_file)
+
+    def test(data):
+        dcnzoo.test(config, weights, data=data)
+        return tested.pop(), capsys.readouterr().out
+
+    got, output = test(tmp_path / "fruits")
+    assert val and got == val
+    assert "7 pictures left out: the model was trained on them" in output
+    more = fruits(tmp_path / "more", "uvwxyz")
+    FORMATS["LabelMe"](tmp_path / "other", more)
+    got, output = test(tmp_path / "other")
+    assert got == objects_of(more["train"]) | objects_of(more["val"])
+    assert re.search("^all +6 pictures", output, re.MULTILINE) and "trained" not in output
+    shutil.copytree(tmp_path / "other", tmp_path / "fruits/other")
+    got, output = test(tmp_path / "fruits")
+    assert len(got) == len(val) + len(objects_of(more["train"]) | objects_of(more["val"])) and val <= got
+    shutil.copy(tmp_path / "run/data/train.json", tmp_path / "drawn")
+    got, output = test(tmp_path / "drawn/train.json")
+    assert got == objects(tmp_path / "run/data/train.json")
+    assert "the model was trained on all of these pictures" in output
 
 
 def test_boxes_do_not_test_masks(tmp_path):

@@ -15,16 +15,10 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-from dcnzoo.compat import patches
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 EXTENSION = "mmcv._ext"
 OWN_FILE = Path(__file__).with_name("_ext.py")
-DEFAULT_DEVICES = ("cpu",)  # where dcnzoo's kernels replace mmcv's by default; on GPUs they were not compared
 
 __all__ = [  # of deform_conv
     "DeformConv2d",
@@ -60,30 +54,3 @@ def compiled_extension() -> ModuleType | None:
     """Return mmcv's own compiled module, or None if dcnzoo's module is in use."""
     extension = importlib.import_module(EXTENSION)
     return None if extension.__file__ == str(OWN_FILE) else extension
-
-
-# The devices for which a compiled mmcv has kernels. None: mmcv-lite. Set by dcnzoo.openmmlab.patches.kernels.
-compiled_devices: tuple[str, ...] | None = None
-
-
-def runs_on_dcnzoo(operator: str, device: "torch.device") -> bool:
-    """Return whether an operator of mmcv runs on dcnzoo's kernels on this device.
-
-    With mmcv-lite it always does. A compiled mmcv keeps its own kernels
-
-    - if the operator's patch is off, on every device;
-    - on the CPU, if it has kernels there and dcnzoo's compiled library is missing;
-    - on CUDA, if it has kernels there and the patch ``cuda`` is off; on other devices, always.
-
-    Args:
-        operator: its name in :mod:`dcnzoo.compat.patches`.
-    """
-    if compiled_devices is None:
-        return True
-    if not patches.enabled(operator):
-        return False
-    if device.type in DEFAULT_DEVICES:
-        from dcnzoo.ops import _library
-
-        return device.type in _library.loaded or device.type not in compiled_devices
-    return device.type == "cuda" and ("cuda" not in compiled_devices or patches.enabled(patches.CUDA))

@@ -9,14 +9,12 @@ those in plain PyTorch. Every other name is a function that raises ``NotImplemen
 ``mmcv.ops`` looks up all names when it is imported.
 """
 
-import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat.mmcv import runs_on_dcnzoo
 from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
 from dcnzoo.compat.mmcv.plain import (  # noqa: F401  functions of the module
     carafe_backward,
@@ -27,9 +25,6 @@ from dcnzoo.compat.mmcv.plain import (  # noqa: F401  functions of the module
     softnms,
 )
 from dcnzoo.compat.signatures import takes, without_autocast
-from dcnzoo.ops import _library
-from dcnzoo.ops.deform_attn import level_starts
-from dcnzoo.ops.tracing import exporting
 
 # Alternatives to operators that are not provided, by the beginning of their names
 INSTEAD = {
@@ -194,35 +189,6 @@ def ms_deform_attn_backward(*tensors: Tensor, im2col_step: int) -> None:
     gradients = torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, *inputs, [True] * 3)
     for target, gradient in zip(tensors[6:], gradients, strict=True):
         target.add_(gradient)
-
-
-def _attends_on(device: torch.device) -> bool:
-    """Return whether attention on this device runs dcnzoo's operator, not mmcv's function in PyTorch."""
-    return device.type in _library.loaded and runs_on_dcnzoo("multi_scale_deform_attn", device)
-
-
-def attention_in_place_of(plain: Callable) -> Callable:
-    """Return a replacement for mmcv's ``multi_scale_deformable_attn_pytorch`` that runs dcnzoo's operator.
-
-    In an export, ``plain`` runs, because exporters cannot translate the operator.
-    """
-
-    @functools.wraps(plain)
-    def attention(
-        value: Tensor,  # [N, S, heads, D]
-        value_spatial_shapes: Tensor,  # [L, 2]
-        sampling_locations: Tensor,  # [N, Q, heads, L, P, 2]
-        attention_weights: Tensor,  # [N, Q, heads, L, P]
-    ) -> Tensor:  # [N, Q, heads·D]
-        if exporting() or not _attends_on(value.device):
-            return plain(value, value_spatial_shapes, sampling_locations, attention_weights)
-        shapes = torch.as_tensor(value_spatial_shapes, device=value.device, dtype=torch.int64)
-        if not torch.compiler.is_compiling() and (total := int(shapes.prod(1).sum())) != value.shape[1]:
-            raise RuntimeError(f"{plain.__name__}: value: expected {total} pixels, got {value.shape[1]}")
-        levels = (shapes, level_starts(shapes))
-        return dcnzoo.ops.ms_deform_attn(value, *levels, sampling_locations, attention_weights)
-
-    return attention
 
 
 # Boxes

@@ -82,7 +82,7 @@ def deform_conv(
     as_2d = _with_two_axes(g, call) if rank == 1 else call
     if target == "native":
         result = _native(g, as_2d)
-    else:  # of dcnzoo.export.aten alone
+    else:  # of dcnzoo.export.aten_graph alone
         result = _product(g, as_2d, g.grid_sample(as_2d, _coordinates(g, as_2d)))
     if rank == 1:
         result = g.reshape(result, g.dims(input, 0), call.out_channels, -1)

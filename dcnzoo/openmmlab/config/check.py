@@ -98,7 +98,10 @@ def wrong_classes(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:
 
 
 def wrong_evaluator_files(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:
-    """Yield evaluators whose annotation file is not that of their data loader: the AP would be wrong."""
+    """Yield evaluators whose annotation file has other pictures than that of their data loader.
+
+    Annotations are not compared: a panoptic evaluation also has boxes from a file of their own.
+    """
     for part in parts:
         own = [dataset for loader, dataset, _ in data_sets(cfg) if loader == f"{part}_dataloader"]
         if len(own) != 1:

@@ -1,4 +1,9 @@
-"""Convert errors of everything that a config builds or runs: they name the config's file and the key."""
+"""Convert errors of everything that a config builds or runs: they name the config's file and the key.
+
+The key is found in the traceback. Each function that builds something has a dictionary, which carries its
+path in the value of ``type`` (:class:`TypeName`). One whose ``type`` is a class or absent is compared with
+the dictionaries of the config. If nothing was being built, the key is that of the module that was running.
+"""
 
 import copy
 import traceback
@@ -11,6 +16,7 @@ from torch import nn
 
 from dcnzoo.openmmlab.config.deformable import SETTINGS
 from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import UserError, describe, disk_is_full, message, one_line, printable
 from dcnzoo.utils.text import cut
 
@@ -107,6 +113,6 @@ def _has_values(copied: Mapping, node: Mapping) -> bool:
 def _running(frames: list[FrameType]) -> str:
     """Return the path of the innermost module that was running, such as ``model.neck``; empty if none was."""
     modules = [owner for frame in frames if isinstance(owner := frame.f_locals.get("self"), nn.Module)]
-    names = {id(each): name for name, each in modules[0].named_modules()} if modules else {}
+    names = {id(each): name for name, each in without_wrapper(modules[0]).named_modules()} if modules else {}
     known = [f"model.{names[id(each)]}".rstrip(".") for each in modules if id(each) in names]
     return known[-1] if known else ""

@@ -1,6 +1,6 @@
 """Export a detector: trace it, write the file, compare it with PyTorch, move it to its place.
 
-:func:`make_plan` decides what is traced, :func:`write_detector` writes it, :func:`verify` compares. The
+:func:`make_plan` decides what is traced, :func:`write_detector` writes it, :func:`verified` compares. The
 traced module is in :mod:`dcnzoo.openmmlab.export.predict`, its parts are in
 :mod:`dcnzoo.openmmlab.export.rules`.
 """
@@ -9,7 +9,7 @@ import dataclasses
 import json
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.export.onnx import export_onnx
 from dcnzoo.export.options import ExportOptions, Int8
-from dcnzoo.export.result import ExportResult
+from dcnzoo.export.result import Agreement, ExportResult
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.export.writing import finish_file, has_default_size
 from dcnzoo.openmmlab.calls import tracing
@@ -73,7 +73,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     calibration: Iterable[Mapping[str, np.ndarray]] = ()
     if plan.preprocessing is not None:
         # before the work: a picture may be damaged
-        if options.verifies and not options.raw_outputs:
+        if options.compares and not options.raw_outputs:
             compared = pictures_to_verify(options.verify, plan.preprocessing)
         if isinstance(options.precision, Int8):
             for file in options.precision.files:
@@ -91,18 +91,43 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
             calibration=calibration,
         )
         name_step("verify")
-        result = ExportResult(written, plan.shape, plan.findings)
-        if options.verifies and options.raw_outputs:
-            verify_raw_outputs(plan.model.detector, Session(written[0], device="cpu"), plan.example)
-        elif options.verifies:
-            agreement = verify(detector, result.load(device="cpu"), compared)
-            if not agreement.number and options.verify is not True:
-                raise ValueError("verify: expected a picture with objects, got none from PyTorch or the file")
-            result = dataclasses.replace(result, agreement=agreement)
+        agreement = verified(detector, plan, options, written, compared) if options.verify else None
         for file in reversed(written):  # the weights of an IR before it
             with replacing(path.with_name(file.name)) as partial:
                 shutil.move(file, partial)
-    return dataclasses.replace(result, files=options.files)
+    return ExportResult(options.files, plan.shape, plan.findings, agreement)
+
+
+def verified(
+    detector: BaseDetector,
+    plan: Plan,
+    options: ExportOptions,
+    files: tuple[Path, ...],
+    pictures: Sequence[np.ndarray],
+) -> Agreement | None:
+    """Open the written files and run them; compare with PyTorch, except for float16 and int8.
+
+    Raises:
+        ValueError: the runtime cannot open or run the file, or its results differ.
+    """
+    if options.compares and not options.raw_outputs:
+        agreement = verify(detector, ExportResult(files, plan.shape).load(device="cpu"), pictures)
+        if not agreement.number and options.verify is not True:
+            raise ValueError(
+                "verify: expected a picture with objects, got none from PyTorch or the file: "
+                "try another picture, or a lower model.test_cfg.score_thr"
+            )
+        return agreement
+    session = Session(files[0], device="cpu")
+    if options.compares:
+        verify_raw_outputs(plan.model.detector, session, plan.example)
+        return None
+    try:
+        session(np.zeros((1, 3, *plan.example), np.float32))
+    except Exception as error:  # each runtime has its own class of errors
+        expected = f"expected a file that {session.backend} runs"
+        raise ValueError(f"precision: {expected}, got {one_line(error)}") from error
+    return None
 
 
 def make_plan(detector: BaseDetector, options: ExportOptions) -> Plan:
@@ -145,7 +170,7 @@ def _preprocessing(
         problem = f"expected another test pipeline: {one_line(error)}"
         if isinstance(options.precision, Int8):
             raise ValueError(f"precision: {problem}") from error
-        if options.verifies and not options.raw_outputs:
+        if options.compares and not options.raw_outputs:
             raise ValueError(
                 f"verify: {problem}; with verify=False, the file is for other programs"
             ) from error

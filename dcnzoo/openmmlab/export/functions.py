@@ -1,7 +1,8 @@
 """Functions of MMDetection and mmcv that are replaced in the process, while a detector is traced.
 
-A function of a module has no class, so that no mixin of :mod:`dcnzoo.openmmlab.export.rules` reaches it.
-:func:`replaced` is the whole list. Calls of detectors wait meanwhile: :mod:`dcnzoo.openmmlab.calls`.
+A function of a module has no class, so that no mixin of :mod:`dcnzoo.openmmlab.export.rules` reaches it. The
+two tables at the end are the whole list; :func:`replaced` applies them. Calls of detectors wait meanwhile:
+:mod:`dcnzoo.openmmlab.calls`.
 """
 
 import inspect
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from mmcv import ops as mmcv_ops
 from mmcv.ops.carafe import CARAFEFunction
+from mmcv.ops.deform_conv import DeformConv2dFunction
+from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
 from mmdet.models.dense_heads import tood_head
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.layers.transformer import inverse_sigmoid
@@ -36,48 +39,9 @@ from dcnzoo.openmmlab.export.symbolic_sizes import tensor_of
 proposals: ContextVar[Tensor | None] = ContextVar("proposals", default=None)
 
 
-@contextmanager
-def replaced() -> Iterator[None]:
-    """Context in which the functions are replaced, in every module that imports them."""
-    everywhere: dict[Callable, Callable] = {
-        filter_scores_and_topk: first_pairs,
-        mmcv_ops.batched_nms: keep_all,
-        multiclass_nms: keep_best,
-        get_topk_from_heatmap: best_peaks,
-        inverse_sigmoid: logit,
-    }
-    with Changes() as changes:
-        for function, replacement in everywhere.items():
-            replace_everywhere(changes, function, replacement)
-        # autograd functions, which make sizes constants, or which torch.vmap does not accept
-        of_mmcv = (
-            (mmcv_ops.deform_conv.DeformConv2dFunction, deform_conv.deform_conv2d),
-            (
-                mmcv_ops.modulated_deform_conv.ModulatedDeformConv2dFunction,
-                deform_conv.modulated_deform_conv2d,
-            ),
-        )
-        for kind, function in of_mmcv:
-            changes.set(kind, "forward", staticmethod(partial(without_context, function)))
-        carafe = partial(CARAFEFunction.forward, SimpleNamespace())
-        changes.set(sys.modules["mmcv.ops.carafe"], "carafe", carafe)
-        changes.set(tood_head, "sigmoid_geometric_mean", lambda x, y: (x.sigmoid() * y.sigmoid()).sqrt())
-        # a set: the order of a file's nodes would depend on PYTHONHASHSEED
-        changes.wrap(BaseDataElement, "keys", lambda keys, self: sorted(keys(self)))
-        yield
-
-
-def replace_everywhere(changes: Changes, original: Callable, replacement: Callable) -> None:
-    """Replace a function in all modules that import it, also where a patch wraps it."""
-    function = inspect.unwrap(original)
-    for module in list(sys.modules.values()):
-        value = getattr(module, "__dict__", {}).get(original.__name__)
-        if callable(value) and inspect.unwrap(value) is function:
-            changes.set(module, original.__name__, replacement)
-
-
-def without_context(function: Callable, context: Any, *arguments: Any) -> Tensor:
-    return function(*arguments)
+def without_context(forward: Callable) -> Any:
+    """Return the ``forward`` of an autograd function, which receives a context, for a function of tensors."""
+    return staticmethod(lambda context, *arguments: forward(*arguments))
 
 
 def first_pairs(scores: Tensor, score_thr: float, topk: int, results: Any = None) -> tuple:
@@ -97,8 +61,8 @@ def keep_all(
         return torch.cat([boxes[index], scores[:, None]], 1), index
     nms = dict(nms_cfg, class_agnostic=class_agnostic or nms_cfg.get("class_agnostic", False))
     cfg = ConfigDict(nms=nms, max_per_img=len(boxes))
-    dets, labels, index = suppress(cfg, "batched_nms", boxes, scores, idxs.long())
-    return torch.where(labels[:, None] >= 0, dets, ABSENT), index
+    dets, _, index = suppress(cfg, "batched_nms", boxes, scores, idxs.long())
+    return dets, index
 
 
 def keep_best(
@@ -141,3 +105,52 @@ def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
     The exporter's optimiser joins the clamps of one call, and drops a value that the other reads.
     """
     return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
+
+
+def geometric_mean(x: Tensor, y: Tensor) -> Tensor:
+    """Replace ``sigmoid_geometric_mean``, an autograd function, which ``torch.vmap`` does not accept."""
+    return (x.sigmoid() * y.sigmoid()).sqrt()
+
+
+def sorted_keys(element: BaseDataElement, keys: Callable = BaseDataElement.keys) -> list[str]:
+    """Replace ``keys``, a set: the order of a file's nodes would depend on PYTHONHASHSEED."""
+    return sorted(keys(element))
+
+
+# replaced in every module that imports them
+FUNCTIONS: dict[Callable, Callable] = {
+    filter_scores_and_topk: first_pairs,
+    mmcv_ops.batched_nms: keep_all,
+    multiclass_nms: keep_best,
+    get_topk_from_heatmap: best_peaks,
+    inverse_sigmoid: logit,
+}
+# replaced as attributes: (class or module, name, replacement). The first three are autograd functions, which
+# make sizes constants
+ATTRIBUTES = (
+    (DeformConv2dFunction, "forward", without_context(deform_conv.deform_conv2d)),
+    (ModulatedDeformConv2dFunction, "forward", without_context(deform_conv.modulated_deform_conv2d)),
+    (sys.modules["mmcv.ops.carafe"], "carafe", partial(CARAFEFunction.forward, SimpleNamespace())),
+    (tood_head, "sigmoid_geometric_mean", geometric_mean),
+    (BaseDataElement, "keys", sorted_keys),
+)
+
+
+@contextmanager
+def replaced() -> Iterator[None]:
+    """Context in which the functions of both tables are replaced."""
+    with Changes() as changes:
+        for function, replacement in FUNCTIONS.items():
+            replace_everywhere(changes, function, replacement)
+        for owner, name, replacement in ATTRIBUTES:
+            changes.set(owner, name, replacement)
+        yield
+
+
+def replace_everywhere(changes: Changes, original: Callable, replacement: Callable) -> None:
+    """Replace a function in all modules that import it, also where a patch wraps it."""
+    function = inspect.unwrap(original)
+    for module in list(sys.modules.values()):
+        value = getattr(module, "__dict__", {}).get(original.__name__)
+        if callable(value) and inspect.unwrap(value) is function:
+            changes.set(module, original.__name__, replacement)

@@ -25,7 +25,7 @@ def suppress(
     """Apply the NMS of the config to one image.
 
     Returns:
-        ``dets`` [K, 5] and ``labels`` [K] of an exported detector, and the indices of the boxes.
+        Boxes with scores [max_per_img, 5], best first, their labels, and their indices.
 
     Raises:
         ValueError: a setting of this NMS cannot be exported.
@@ -35,15 +35,15 @@ def suppress(
     if cfg.max_per_img < 1:  # MMDetection leaves out the last boxes, or all
         raise ValueError(f"{owner}: max_per_img: expected at least 1 in a file, got {cfg.max_per_img}")
     agnostic, most = nms.pop("class_agnostic"), nms.pop("max_num")
-    groups = torch.zeros_like(labels) if agnostic else labels
-    batch = boxes[None], scores[None], groups[None]
+    classes = torch.zeros_like(labels) if agnostic else labels
+    batch = boxes[None], scores[None], classes[None]
     count = cfg.max_per_img if most <= 0 else min(cfg.max_per_img, most)
     if "sigma" in nms:
         results = soft_keep_boxes(*batch, max_boxes=count, **nms)
     else:
         results = keep_boxes(*batch, nms["iou_threshold"], count)
-    dets, groups, index = (part[0] for part in results)
-    return dets, torch.where(groups >= 0, labels[index], -1), index
+    dets, index = (part[0] for part in results)
+    return dets, labels[index], index
 
 
 def without_small(cfg: ConfigDict, boxes: Tensor, scores: Tensor) -> Tensor:
@@ -71,11 +71,6 @@ def _settings(nms: dict, owner: str) -> dict:
     if nms["max_num"] > 0 and kind == "soft_nms":
         raise ValueError(f"{owner}: nms: max_num: expected none with soft_nms, got {nms['max_num']}")
     return nms
-
-
-def is_used(scores: Tensor, labels: Tensor) -> Tensor:
-    """Whether rows hold a detection. Not by ``scores >= 0``: the IoU that scores a mask may be negative."""
-    return (scores != ABSENT) & (labels >= 0)
 
 
 def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:  # [K, classes] -> [k] each

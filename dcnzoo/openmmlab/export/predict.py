@@ -1,12 +1,11 @@
 """A module that computes what a detector's ``predict`` does, for a batch, with outputs of a fixed size.
 
 MMDetection loops over the images of a batch after the network. Here, ``torch.vmap`` calls its code for one
-image, so that the number of images stays dynamic. Masks of boxes are predicted at the end, for all images at
-once: only then it is known which of the rows hold a detection.
+image, so that the number of images stays dynamic: :meth:`Predictor._predict_by_image` has the steps. What is
+traced instead of MMDetection's code is listed in :mod:`dcnzoo.openmmlab.export.rules`.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +14,13 @@ from mmdet.models.detectors import MaskFormer
 from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_map, tree_map_only
 
 from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, IMG_SHAPE, MASK_LOGITS
+from dcnzoo.export.fixed_size import is_used
 from dcnzoo.export.onnx import named_errors
 from dcnzoo.openmmlab.export import functions, rules
 from dcnzoo.openmmlab.export.mixins.features import Features, Head
-from dcnzoo.openmmlab.export.nms import is_used
 from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes, data_sample, tensor_of
 
 
@@ -71,58 +70,47 @@ class Predictor(nn.Module):
             img_shape = img_shape.expand_as(sizes)  # one row is for all images
             sizes = torch.where(img_shape >= 0, img_shape, sizes)
         is_transformer = isinstance(self.detector, DetectionTransformer)
-        predict = self._predict_batch if is_transformer else self._predict_images
+        predict = self._predict_by_batch if is_transformer else self._predict_by_image
         with functions.replaced(), SymbolicSizes(), named_errors(self.detector, "detector"):
             return torch.vmap(best_first)(*predict(images, sizes))
 
-    def _predict_batch(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def _predict_by_batch(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Call the ``predict`` of a detection transformer: its code is for a batch."""
         sample = data_sample(sizes.unbind(1), images.shape[-2:])
         return self.detector.predict(images, [sample], rescale=False)
 
-    def _predict_images(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """Call the network and its heads for the batch, and the rest of ``predict`` for each image."""
+    def _predict_by_image(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Call the network and its heads for the batch, then ``predict`` for each image with their outputs.
+
+        An RoI head predicts masks after that, for all images: only then, the number of detections is known.
+        """
         padded, detector = images.shape[-2:], self.detector
         maps = detector.extract_feat(images)
-        arguments = maps, [data_sample(padded, padded)]
+        inputs = maps, [data_sample(padded, padded)]
         heads = [part for part in rules.parts_of(detector).values() if isinstance(part, Head)]
-        outputs = {head._dcnzoo_name: head(*arguments[: head._dcnzoo_inputs]) for head in heads}
-        tensors, rebuild = tensors_of((maps, outputs))
-        of_masks: list[Callable] = []  # rebuilds the inputs of the RoI head's masks
+        outputs = {head._dcnzoo_name: head(*inputs[: head._dcnzoo_inputs]) for head in heads}
 
-        # torch.vmap runs this once, with tensors of all images
-        def predict(size: Tensor, *of_image: Tensor) -> tuple[Tensor, ...]:
-            maps, outputs = rebuild([tensor[None] for tensor in of_image])
-            features = Features(maps)
-            features.outputs = outputs
+        def predict(size: Tensor, of_image: tuple) -> tuple[tuple[Tensor, ...], dict]:
+            features = Features(*tree_map_only(Tensor, lambda tensor: tensor[None], of_image))
             (sample,) = detector.predict(features, [data_sample(size, padded)], rescale=False)
             results = sample.pred_instances
-            rows = get_box_tensor(results.bboxes), results.scores, results.labels
+            rows = [get_box_tensor(results.bboxes), results.scores, results.labels]
             if MASK_LOGITS in self.output_names:
-                return *rows, results.logits, results.class_scores
-            if "mask_inputs" in results:
-                inputs, rebuild_inputs = tensors_of(results.mask_inputs)
-                of_masks.append(rebuild_inputs)
-                return *rows, *inputs
-            return (*rows, results.masks) if len(self.output_names) > 2 else rows
+                rows += [results.logits, results.class_scores]
+            elif "masks" in self.output_names:
+                rows += [results.masks]
+            return tuple(rows), results.get("mask_inputs", {})
 
-        boxes, scores, labels, *others = torch.vmap(predict)(sizes, *tensors)
-        if not of_masks:
-            return boxes, scores, labels, *others
-        inputs = of_masks[0]([tensor.flatten(0, 1) for tensor in others])
-        return detector.roi_head.predict_masks(boxes, scores, labels, inputs)
-
-
-def tensors_of(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
-    """Return the tensors of nested lists and dictionaries, and a function that exchanges them for others."""
-    leaves, structure = tree_flatten(tree)
-
-    def rebuild(tensors: Sequence[Tensor]) -> Any:
-        parts = iter(tensors)
-        values = [next(parts) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return tree_unflatten(values, structure)
-
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], rebuild
+        of_batch = maps, outputs
+        axes = tree_map(lambda value: 0 if isinstance(value, Tensor) else None, of_batch)
+        # torch.vmap calls the function once, with tensors that hold the values of all images
+        rows, mask_inputs = torch.vmap(predict, in_dims=(0, axes))(sizes, of_batch)
+        if not mask_inputs:
+            return rows
+        mask_inputs = tree_map(lambda tensor: tensor.flatten(0, 1), mask_inputs)
+        boxes, scores, labels = rows
+        scores, masks = detector.roi_head.predict_masks(boxes, scores, labels, mask_inputs)
+        return boxes, scores, labels, masks
 
 
 class RawHead(nn.Module):
@@ -173,7 +161,7 @@ class RawHead(nn.Module):
 
 def best_first(boxes: Tensor, scores: Tensor, labels: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
     """Return the outputs of :class:`Predictor` for the rows of one image, which come in any order."""
-    used = is_used(scores, labels)
+    used = is_used(scores)
     _, index = torch.where(used, scores, -torch.inf).topk(scores.shape[0])
     used = used[index]
     dets = torch.cat([boxes, scores[:, None]], 1)[index]

@@ -17,37 +17,15 @@ from torch.overrides import TorchFunctionMode
 
 
 class SymbolicSizes(TorchFunctionMode):
-    """Keep sizes symbolic in functions that would turn them into constants.
+    """Keep sizes symbolic in the functions of :data:`REPLACED`, which would turn them into constants.
 
     The size of a picture in the input is a pair of scalar tensors, because it differs between the images of
-    ``torch.vmap``. torch does not accept them as limits of ``clamp`` or of a slice. With each function below,
+    ``torch.vmap``. torch does not accept them as limits of ``clamp`` or of a slice. With each function,
     torch 2.13 alone raises an error or fixes a size: tests/export/test_symbolic_sizes.py shows it.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function in (torch.tensor, Tensor.new_tensor) and _has_sizes(args[-1]):
-            like = {} if function is torch.tensor else dict(dtype=args[0].dtype, device=args[0].device)
-            return tensor_of(args[-1], **{**like, **kwargs})
-        if function is torch.linspace and _has_sizes(args):
-            start, end, steps = args
-            between = tensor_of(steps - 1, **kwargs).clamp(min=1)  # a single step is the start
-            return start + torch.arange(steps, **kwargs) * (end - start) / between
-        if function is Tensor.add_:  # also x += y. x has no place for the sum if only y differs by image
-            differs = [isinstance(v, Tensor) and is_batchedtensor(v) for v in (*args, *kwargs.values())]
-            if any(differs) and not differs[0]:
-                return torch.add(*args, **kwargs)
-        if function in (Tensor.clamp, torch.clamp):
-            return _clamp(*args, **kwargs)
-        if function is Tensor.clamp_:  # torch.vmap would call it for each image
-            return args[0].copy_(_clamp(*args, **kwargs))
-        if function is Tensor.unbind and hasattr(args[0], "sizes"):
-            return args[0].sizes
-        if function is Tensor.__getitem__ and isinstance(args[1], tuple):
-            return _cut(*args)
-        if function is F.conv2d:
-            return _convolve(*args, **kwargs)
-        return function(*args, **kwargs)
+        return REPLACED.get(function, function)(*args, **(kwargs or {}))
 
 
 def level_sizes(sizes: Sequence[Sequence[int]]) -> Tensor:  # [L, 2]
@@ -63,21 +41,63 @@ def _has_sizes(values: Any) -> bool:
     return isinstance(values, torch.SymInt) or (isinstance(values, Tensor) and values.dim() == 0)
 
 
-def _clamp(values: Tensor, min: Any = None, max: Any = None) -> Tensor:
+def _tensor(data: Any, **options: Any) -> Tensor:
+    return (tensor_of if _has_sizes(data) else torch.tensor)(data, **options)
+
+
+def _new_tensor(self: Tensor, data: Any, **options: Any) -> Tensor:
+    if not _has_sizes(data):
+        return self.new_tensor(data, **options)
+    return tensor_of(data, **{"dtype": self.dtype, "device": self.device, **options})
+
+
+def _linspace(start: Any, end: Any, steps: Any, **options: Any) -> Tensor:
+    if not _has_sizes([start, end, steps]):
+        return torch.linspace(start, end, steps, **options)
+    between = tensor_of(steps - 1, **options).clamp(min=1)  # a single step is the start
+    return start + torch.arange(steps, **options) * (end - start) / between
+
+
+def _add_in_place(self: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
+    """Also for ``x += y``. x has no place for the sum if only y differs between the images."""
+    if isinstance(other, Tensor) and is_batchedtensor(other) and not is_batchedtensor(self):
+        return torch.add(self, other, alpha=alpha)
+    return self.add_(other, alpha=alpha)
+
+
+def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     if isinstance(min, Tensor) or isinstance(max, Tensor):  # torch does not accept a number with a tensor
-        min, max = (limit if limit is None else torch.as_tensor(limit).to(values) for limit in (min, max))
-    return torch.clamp(values, min, max)
+        min, max = (limit if limit is None else torch.as_tensor(limit).to(input) for limit in (min, max))
+    return torch.clamp(input, min, max)
 
 
-def _cut(values: Tensor, index: tuple) -> Tensor:
-    """Return ``values[index]``; where a slice ends at a picture's size, fill the rest."""
-    parts = list(index)
-    for axis, part in enumerate(index):
-        if isinstance(part, slice) and isinstance(part.stop, Tensor):
+def _clamp_in_place(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    return input.copy_(_clamp(input, min, max))  # torch.vmap would call clamp_ for each image
+
+
+def _unbind(self: Tensor, dim: int = 0) -> Any:
+    return self.sizes if hasattr(self, "sizes") else self.unbind(dim)  # of level_sizes
+
+
+def _cut(values: Tensor, index: Any) -> Tensor:
+    """Return ``values[index]``; where a slice ends at a picture's size, fill the rest.
+
+    Raises:
+        NotImplementedError: beside such a slice is another kind of index, with which its axis is uncertain.
+    """
+    parts = list(index) if isinstance(index, tuple) else [index]
+    ends = [isinstance(part, slice) and isinstance(part.stop, Tensor) for part in parts]
+    if not any(ends):
+        return values[index]
+    if not all(isinstance(part, slice | int) for part in parts):
+        expected = "expected slices and numbers beside a slice to a picture's size"
+        raise NotImplementedError(f"index of a tensor: {expected}, got {parts}")
+    for axis, part in enumerate(parts):
+        if ends[axis]:
             outside = torch.arange(values.shape[axis], device=values.device) >= part.stop
             fill = False if values.dtype == torch.bool else -torch.inf
             values = torch.where(outside.view(-1, *[1] * (values.dim() - axis - 1)), fill, values)
-            parts[axis] = slice(part.start, None)
+            parts[axis] = slice(part.start, None, part.step)
     return values[tuple(parts)]
 
 
@@ -101,6 +121,20 @@ def _convolve(
     output = (weight.flatten(1).unflatten(0, (groups, -1)) @ rows).flatten(1, 2)
     output = output.unflatten(2, input.shape[2:])
     return output if bias is None else output + bias[:, None, None]
+
+
+REPLACED = {
+    torch.tensor: _tensor,
+    Tensor.new_tensor: _new_tensor,
+    torch.linspace: _linspace,
+    Tensor.add_: _add_in_place,
+    torch.clamp: _clamp,
+    Tensor.clamp: _clamp,
+    Tensor.clamp_: _clamp_in_place,
+    Tensor.unbind: _unbind,
+    Tensor.__getitem__: _cut,
+    F.conv2d: _convolve,
+}
 
 
 def tensor_of(values: Any, **options: Any) -> Tensor:

@@ -1,13 +1,14 @@
 """Hooks for mmengine's Runner. Importing the package registers them.
 
-Every run has the hooks in ``DEFAULT_HOOKS`` and those that ``runs/execute.py`` registers. At each point of a
+Every run has the hooks in ``DEFAULT_HOOKS`` and those that ``runs/build.py`` registers. At each point of a
 run, MMEngine calls them in the order of their ``priority``; with equal priorities, in the order in which they
-were registered, which is that of the config, then that of ``runs/execute.py``:
+were registered, which is that of the config, then that of ``runs/build.py``:
 
 =========== ========================================= =====================================================
 priority    hook                                      why there
 =========== ========================================= =====================================================
-HIGHEST     _CheckHook of ``runs/execute.py``         one picture is predicted before anything is written
+HIGHEST     SanityHook of ``runs/sanity.py``          before anything is written
+HIGHEST     DryRunHook of ``runs/dry_run.py``         before anything is written
 VERY_HIGH   EpochSeedHook                             before another hook draws random numbers
 VERY_HIGH   ChannelsLastHook                          before the first step
 VERY_HIGH   LoadCheckpointHook                        before EMAHook copies the weights

@@ -11,7 +11,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from dcnzoo.detect.metrics import is_undefined
+from dcnzoo.detect.metric_names import is_undefined
 from dcnzoo.openmmlab.hooks.resume import ResumeHook
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, best_prefix
 from dcnzoo.utils.errors import UserError, disk_is_full
@@ -84,8 +84,9 @@ class AtomicCheckpointHook(CheckpointHook):
         self._keep_best(runner.message_hub.runtime_info)
         self._files = self._files_before(runner)
         super().before_train(runner)
-        if is_main_process():
-            remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
+        if is_main_process():  # only what a training writes here: an export to this folder may be running
+            for ending in (Path(self.filename_tmpl).suffix, ".py", ".txt"):  # also its config and its lock
+                remove_abandoned(self._saved.folder, 0, ending)
 
     def _files_before(self, runner: Runner) -> list[str]:
         """Return the names of the checkpoints that the training wrote before it was resumed.

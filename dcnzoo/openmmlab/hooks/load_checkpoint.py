@@ -1,15 +1,13 @@
-"""Load a checkpoint into a runner: all weights must fit, and resuming requires a training's checkpoint."""
+"""Load the weights of a checkpoint into a runner: all of them must fit."""
 
 from typing import Any
 
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state, without_wrapper
-from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.text import few
 
 
 class LoadCheckpointHook(Hook):
@@ -33,7 +31,7 @@ class LoadCheckpointHook(Hook):
         model, resume = without_wrapper(runner.model), runner._resume
         if isinstance(model, BaseTTAModel):
             model = without_wrapper(model.module)
-        source = runner._load_from or (resume if isinstance(resume, str) else "resume")
+        source = runner._load_from or "resume"
         averages = any(isinstance(hook, EMAHook) for hook in runner.hooks)
         if resume and not averages and "ema_state_dict" in checkpoint:
             EMAHook()._swap_ema_state_dict(checkpoint)  # use the trained weights, not their average
@@ -55,29 +53,7 @@ class LoadCheckpointHook(Hook):
         if report:
             log = runner.logger.warning if self.allow_partial else runner.logger.info
             log(f"{source}: {report}")
-        if resume:
-            _require_resumable(runner, checkpoint, source)
         if "state_dict" not in checkpoint:  # the file contains only weights
             checkpoint.clear()
             checkpoint["meta"] = meta
         checkpoint["state_dict"] = model.state_dict()
-
-
-def _require_resumable(runner: Runner, checkpoint: dict[str, Any], source: object) -> None:
-    """Raise UserError for a file that lacks something that a training needs to continue.
-
-    Best checkpoints lack the optimizer's state, and files of weights lack the whole state of a training.
-    mmengine would train on without the optimizer's state, and begin the warm-up again.
-    """
-    meta = checkpoint.get("meta") or {}
-    lacking = [key for key in ("epoch", "iter") if type(meta.get(key)) is not int or meta[key] < 0]
-    parts = {"message_hub": True}
-    if isinstance(runner, Runner):  # FlexibleRunner's strategies have other file formats
-        hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), CheckpointHook())
-        parts["optimizer"] = hook.save_optimizer
-        parts["param_schedulers"] = bool(runner.param_schedulers) and hook.save_param_scheduler
-    if lacking := lacking + [key for key, is_saved in parts.items() if is_saved and key not in checkpoint]:
-        raise UserError(
-            f"resume: expected a checkpoint of an interrupted training, got {source} without "
-            f"{few(lacking)}: the setting load_from={source} starts a training from its weights"
-        )

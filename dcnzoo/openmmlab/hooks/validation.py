@@ -5,7 +5,7 @@ from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from dcnzoo.detect.metrics import is_undefined
+from dcnzoo.detect.metric_names import is_undefined
 
 
 @HOOKS.register_module()

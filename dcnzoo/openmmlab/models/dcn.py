@@ -5,8 +5,8 @@ from typing import Any
 import mmcv.ops
 from torch import Tensor, nn
 
-from dcnzoo.compat.mmcv import deform_conv, runs_on_dcnzoo
-from dcnzoo.openmmlab.patches.kernels import largest_step
+from dcnzoo.compat.mmcv import deform_conv
+from dcnzoo.openmmlab.patches.devices import largest_step, runs_on_dcnzoo
 from dcnzoo.ops import deform_conv2d
 
 
@@ -55,7 +55,7 @@ def _modulated_deform_conv(
 class DCN(deform_conv.DeformConv2dPack, _Mmcv1):
     """Deformable convolution v1 (Dai et al. 2017): :class:`dcnzoo.compat.mmcv.DeformConv2dPack`, registered.
 
-    A compiled mmcv keeps its own kernels on the devices that :func:`dcnzoo.compat.mmcv.runs_on_dcnzoo` names.
+    A compiled mmcv keeps its own kernels on the devices that :mod:`dcnzoo.openmmlab.patches.devices` names.
     """
 
     function = staticmethod(_deform_conv)  # type: ignore[assignment]  # arguments by position

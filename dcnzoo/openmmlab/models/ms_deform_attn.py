@@ -9,9 +9,8 @@ from mmengine.utils import deprecated_api_warning
 from torch import Tensor, nn
 
 from dcnzoo import layers
-from dcnzoo.compat.mmcv import runs_on_dcnzoo
 from dcnzoo.layers.base import refuse
-from dcnzoo.openmmlab.patches.kernels import largest_step
+from dcnzoo.openmmlab.patches.devices import largest_step, runs_on_dcnzoo
 
 
 # mmcv's class is a base too: MMDetection's detectors test for it when they initialise weights.

@@ -1,22 +1,22 @@
 """Patches that run OpenMMLab's layers on dcnzoo: the kernels of ``mmcv.ops``, and classes in registries."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from importlib import import_module
 from types import ModuleType
 
+import torch
 from mmengine.registry import Registry
 from torch import Tensor
 
 from dcnzoo.compat import mmcv
-from dcnzoo.compat.mmcv import runs_on_dcnzoo
-from dcnzoo.compat.patches import OPERATORS, Changes, Patch
+from dcnzoo.compat.patches import Changes, Patch
+from dcnzoo.openmmlab.patches.devices import attends_on_dcnzoo, runs_on_dcnzoo
+from dcnzoo.ops import ms_deform_attn
+from dcnzoo.ops.deform_attn import level_starts
+from dcnzoo.ops.tracing import exporting
 
-
-def largest_step(batch: int, most: int | None) -> int:
-    """The largest ``im2col_step`` up to ``most`` that divides the batch, as mmcv's own kernels require."""
-    most = min(batch, most or 32)
-    return next((step for step in range(most, 0, -1) if batch % step == 0), 1)
+OPERATORS = ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "multi_scale_deform_attn")
 
 
 class ByDevice:
@@ -42,10 +42,6 @@ def kernels() -> list[Patch]:
     compiled mmcv has no deformable RoI pooling, and a function in PyTorch for the attention, which the patch
     replaces too.
     """
-    compiled = mmcv.compiled_extension()
-    if compiled is not None:
-        with_cuda = compiled.get_compiling_cuda_version() != "not available"
-        mmcv.compiled_devices = ("cpu", "cuda") if with_cuda else ("cpu",)
     reason = "mmcv-lite has no kernels, and a compiled mmcv's CPU kernels are slower"
     return [
         Patch(name, f"mmcv.ops.{name}.ext_module", reason, "mmcv 2.0 to 2.2", partial(_replace_kernels, name))
@@ -60,7 +56,31 @@ def _replace_kernels(operator: str, changes: Changes) -> None:
     changes.set(module, "ext_module", ByDevice(operator, extension, compiled) if compiled else extension)
     name = "multi_scale_deformable_attn_pytorch"
     if hasattr(module, name):
-        changes.set(module, name, extension.attention_in_place_of(getattr(module, name)))
+        changes.set(module, name, attention_in_place_of(getattr(module, name)))
+
+
+def attention_in_place_of(plain: Callable) -> Callable:
+    """Return a replacement for mmcv's ``multi_scale_deformable_attn_pytorch`` that runs dcnzoo's operator.
+
+    ``plain`` runs where dcnzoo has no compiled library, and in an export, because exporters cannot translate
+    the operator.
+    """
+
+    @wraps(plain)
+    def attention(
+        value: Tensor,  # [N, S, heads, D]
+        value_spatial_shapes: Tensor,  # [L, 2]
+        sampling_locations: Tensor,  # [N, Q, heads, L, P, 2]
+        attention_weights: Tensor,  # [N, Q, heads, L, P]
+    ) -> Tensor:  # [N, Q, heads·D]
+        if exporting() or not attends_on_dcnzoo(value.device):
+            return plain(value, value_spatial_shapes, sampling_locations, attention_weights)
+        shapes = torch.as_tensor(value_spatial_shapes, device=value.device, dtype=torch.int64)
+        if not torch.compiler.is_compiling() and (total := int(shapes.prod(1).sum())) != value.shape[1]:
+            raise RuntimeError(f"{plain.__name__}: value: expected {total} pixels, got {value.shape[1]}")
+        return ms_deform_attn(value, shapes, level_starts(shapes), sampling_locations, attention_weights)
+
+    return attention
 
 
 def registered(registry: Registry, kind: type, reason: str, importers: tuple[str, ...] = ()) -> Patch:

@@ -6,23 +6,15 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
-from mmengine.optim.scheduler.param_scheduler import INF
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.openmmlab.hooks import DEFAULT_HOOKS
 from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
 from dcnzoo.openmmlab.options import LOGGERS, RunOptions, TestOptions, TrainOptions
+from dcnzoo.openmmlab.runs.epochs import set_epochs, set_value
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import expanded
-
-# the settings that count epochs or iterations, by part of the config
-STEPS = {
-    "param_scheduler": ("begin", "end", "T_max", "milestones", "step_size", "total_steps", "periods"),
-    "train_cfg": ("val_begin", "val_interval"),
-    "custom_hooks": ("switch_epoch", "num_last_epochs"),
-    "default_hooks": ("interval",),  # of checkpoints by epochs: see set_epochs
-}
 
 
 def write_options(cfg: Config, options: RunOptions, fixed: Collection[str] = ()) -> list[str]:
@@ -46,7 +38,7 @@ def write_options(cfg: Config, options: RunOptions, fixed: Collection[str] = ())
 
 
 def _write_run(cfg: Config, options: RunOptions) -> list[str]:
-    changes = [_set(cfg, "launcher", options.launcher)] if "launcher" in cfg else []
+    changes = [set_value(cfg, "launcher", options.launcher)] if "launcher" in cfg else []
     cfg.launcher = options.launcher
     folder = options.work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem)
     cfg.work_dir = str(expanded(folder))
@@ -72,7 +64,7 @@ def _write_run(cfg: Config, options: RunOptions) -> list[str]:
 def _write_training(cfg: Config, options: TrainOptions, fixed: Collection[str]) -> list[str]:
     changes = []
     if options.amp:
-        changes.append(_set(cfg.optim_wrapper, "type", "AmpOptimWrapper", "optim_wrapper."))
+        changes.append(set_value(cfg.optim_wrapper, "type", "AmpOptimWrapper", "optim_wrapper."))
     if options.auto_scale_lr:
         cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}
     scaling = cfg.get("auto_scale_lr") or {}
@@ -85,15 +77,15 @@ def _write_training(cfg: Config, options: TrainOptions, fixed: Collection[str]) 
     if options.epochs is not None:
         changes += set_epochs(cfg, options.epochs, fixed)
     if options.batch_size is not None:
-        changes.append(_set(cfg.train_dataloader, "batch_size", options.batch_size))
+        changes.append(set_value(cfg.train_dataloader, "batch_size", options.batch_size))
         sampler = cfg.train_dataloader.get("sampler") or {}
         if "batch_size" in sampler:  # of several sources
-            changes.append(_set(sampler, "batch_size", options.batch_size, "sampler."))
+            changes.append(set_value(sampler, "batch_size", options.batch_size, "sampler."))
     if options.lr is not None:
         changes += _set_learning_rate(cfg, options.lr, fixed)
     if options.seed is not None:
         cfg.randomness = cfg.get("randomness") or {}
-        changes.append(_set(cfg.randomness, "seed", options.seed))
+        changes.append(set_value(cfg.randomness, "seed", options.seed))
     if options.patience is not None:
         _stop_early(cfg, options.patience)
     if options.logger is not None:
@@ -171,66 +163,18 @@ def main_metric(cfg: Config) -> str | None:
     return None
 
 
-def _set(node: dict, key: str, value: object, owner: str = "") -> str:
-    """Set ``node[key]``; return a description of the change, empty if there is none."""
-    before, node[key] = node.get(key), value
-    return "" if before == value else f"{owner}{key} {before} → {value}"
-
-
-def set_epochs(cfg: Config, epochs: int, fixed: Collection[str] = ()) -> list[str]:
-    """Set the number of epochs, and scale all settings that count epochs or iterations, but ``fixed`` ones.
-
-    Returns:
-        A description of each change.
-    """
-    before = cfg.train_cfg.get("max_epochs")
-    if not before:
-        raise UserError(f"epochs: expected a config with train_cfg.max_epochs, got {dict(cfg.train_cfg)}")
-    factor = epochs / before
-
-    def scaled(steps: float) -> float:
-        return max(1, round(steps * factor)) if 0 < steps < INF else steps
-
-    changes = [_set(cfg.train_cfg, "max_epochs", epochs)]
-    intervals = None if "train_cfg.dynamic_intervals" in fixed else cfg.train_cfg.get("dynamic_intervals")
-    if intervals:  # pairs of first epoch and validation interval
-        moved = [(scaled(begin), interval) for begin, interval in intervals]
-        changes.append(_set(cfg.train_cfg, "dynamic_intervals", moved))
-    if factor == 1:
-        return changes
-    for part, keys in STEPS.items():
-        for path, node in dicts(cfg.get(part), part):
-            if part == "default_hooks" and not (path.endswith(".checkpoint") and node.get("by_epoch", True)):
-                continue
-            kind = node.get("type", "")
-            owner = f"{getattr(kind, '__name__', kind)}."
-            start = node.get("begin", 0)
-            for key in (key for key in keys if node.get(key) and f"{path}.{key}" not in fixed):
-                steps = node[key]
-                new = scaled(steps) if isinstance(steps, int | float) else [*map(scaled, steps)]
-                if key == "T_max":  # an odd number of epochs: half of them, rounded, is not what is left
-                    new = max(1, scaled(start + steps) - node.get("begin", 0))
-                if key in ("val_interval", "interval"):  # as many validations; more in a longer training
-                    new = min(new, steps)
-                if key == "end":  # mmengine's LinearLR of one iteration never leaves its first factor
-                    new = max(new, node.get("begin", 0) + (1 if node.get("by_epoch", True) else 2))
-                if new != steps:
-                    changes.append(_set(node, key, new, owner))
-    return changes
-
-
 def _set_learning_rate(cfg: Config, lr: float, fixed: Collection[str]) -> list[str]:
     """Set the learning rate, and scale the lowest and highest ones of the schedules with it."""
     optimizer = cfg.optim_wrapper.get("optimizer") or {}
     before = optimizer.get("lr")
     if not before:
         raise UserError("lr: expected a config with optim_wrapper.optimizer.lr, found none")
-    changes = [_set(optimizer, "lr", lr)]
+    changes = [set_value(optimizer, "lr", lr)]
     for path, node in dicts(cfg.get("param_scheduler"), "param_scheduler"):
         for key in ("eta_min", "eta_max"):
             is_fixed = f"{path}.{key}" in fixed
             if node.get(key) and not is_fixed and not str(node["type"]).endswith("Momentum"):
-                changes.append(_set(node, key, float(f"{node[key] * lr / before:.6g}")))
+                changes.append(set_value(node, key, float(f"{node[key] * lr / before:.6g}")))
     return changes
 
 

@@ -1,9 +1,9 @@
-"""A config as it was read and checked, and what the options of a run change in it."""
+"""A config as it was read and checked, and the config of a run, to which its options are added."""
 
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -38,18 +38,14 @@ TEST = Use(("model", "test_dataloader", "test_cfg", "test_evaluator"), ("test",)
 
 @dataclass(frozen=True)
 class Recipe:
-    """A config that was read and checked, and what the options of a run have changed in it.
-
-    :class:`dcnzoo.openmmlab.runs.start.Start` describes how the run starts.
+    """A config that was read and checked.
 
     Attributes:
-        changes: a description of each change, for the terminal and the log.
         roots: the folder of the config, if its paths are relative to it.
         cfg_options: the settings that were merged into it.
     """
 
     cfg: Config
-    changes: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()
     cfg_options: Mapping[str, object] = field(default_factory=dict)
 
@@ -74,12 +70,28 @@ class Recipe:
         is_relative = source.is_file() and DIRECTORY in source.read_text(encoding="utf-8")
         return cls(cfg, roots=(str(source.parent),) if is_relative else (), cfg_options=cfg_options or {})
 
-    def with_options(self, options: RunOptions) -> "Recipe":
-        """Return the recipe of a run with these options."""
+    def with_options(self, options: RunOptions) -> "RunConfig":
+        """Return the config of a run with these options."""
         cfg = copy.deepcopy(self.cfg)
         given = {f"{path}.{key}".lstrip(".") for path, node in dicts({**self.cfg_options}) for key in node}
         changes = write_options(cfg, options, given)
-        return replace(self, cfg=cfg, changes=(*self.changes, *changes))
+        return RunConfig(cfg, tuple(changes), self.roots)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The config of a training or a test, with its options; ``launcher`` and ``work_dir`` are set.
+
+    :class:`dcnzoo.openmmlab.runs.start.Start` describes how the run starts.
+
+    Attributes:
+        changes: a description of each change by the options, for the terminal and the log.
+        roots: see :class:`Recipe`.
+    """
+
+    cfg: Config
+    changes: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
 
     @property
     def work_dir(self) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
@@ -21,6 +22,16 @@ from dcnzoo.openmmlab.hooks.random_states import random_states
 from dcnzoo.utils.errors import UserError
 
 _OF_ALL_PICTURES = {"ReIDMetrics", "CocoOccludedSeparatedMetric", "CrowdHumanMetric"}  # fail with one
+
+
+class SanityHook(Hook):
+    """Predict one picture before the training loop; see :func:`predict_one`."""
+
+    priority = "HIGHEST"  # before a hook writes a file
+
+    def before_train(self, runner: Runner) -> None:
+        if runner.val_loop:
+            predict_one(runner)
 
 
 def predict_one(runner: Runner) -> None:

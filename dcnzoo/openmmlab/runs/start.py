@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -15,7 +14,7 @@ from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.classes import data_sets
 from dcnzoo.openmmlab.config.tree import annotation_file
-from dcnzoo.openmmlab.runs.recipe import Recipe
+from dcnzoo.openmmlab.runs.recipe import RunConfig
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.files import read_beside, require_file, write_text
@@ -38,57 +37,44 @@ class Start:
     replaces: bool = False
 
 
-def begin(
+@contextmanager
+def claim(
     locks: ExitStack,
-    recipe: Recipe,
+    run: RunConfig,
+    dry_run: bool = False,
+    *,
     resume: bool | str | os.PathLike | None = None,
     force: bool = False,
-    dry_run: bool = False,
     files: Iterable[str | os.PathLike] = (),
-) -> Start:
-    """Lock the work directory, and decide how a training starts.
+) -> Iterator[Start]:
+    """Context with the start of a training. Its work directory is locked; at the end, a used one is renamed.
+
+    What the training reads before it begins is read in the context: an error then leaves the folder as it is.
 
     Args:
         locks: holds the locks, and nothing else.
+        dry_run: only decide; lock and rename nothing.
         resume, force, files: see :func:`choose_start`.
-        dry_run: only decide; lock nothing.
 
     Raises:
-        UserError: the start is refused, or another training runs in the folder.
+        UserError: the start is refused, another training runs in the folder, or it cannot be renamed.
     """
+    folder = run.work_dir
     if not dry_run:
-        if recipe.saved.is_apart:  # two work directories may share out_dir
-            locks.enter_context(lock_work_dir(recipe.saved.folder))
-        locks.enter_context(lock_work_dir(recipe.work_dir))  # first, as another training may be ending
-    return choose_start(recipe, resume, force, files)
-
-
-def make_room(locks: ExitStack, folder: Path) -> None:
-    """Rename a used work directory, which ``locks`` holds, and lock the new one of its name.
-
-    Raises:
-        UserError: the folder cannot be renamed.
-    """
-    rename_locked(locks, folder, target := free_name(folder))
-    locks.close()
-    show(f"renamed {folder} to {target}")
-    locks.enter_context(lock_work_dir(folder))
-
-
-@contextmanager
-def claim(locks: ExitStack, recipe: Recipe, dry_run: bool, **options: Any) -> Iterator[Start]:
-    """Context with the start that :func:`begin` decides; at its end, a used work directory is renamed.
-
-    What the training reads before it begins is read in the context: an error then leaves the folder as it is.
-    """
-    start = begin(locks, recipe, dry_run=dry_run, **options)
+        if run.saved.is_apart:  # two work directories may share out_dir
+            locks.enter_context(lock_work_dir(run.saved.folder))
+        locks.enter_context(lock_work_dir(folder))  # first, as another training may be ending
+    start = choose_start(run, resume, force, files)
     yield start
     if start.replaces and not dry_run:
-        make_room(locks, recipe.work_dir)
+        rename_locked(locks, folder, target := free_name(folder))
+        locks.close()
+        show(f"renamed {folder} to {target}")
+        locks.enter_context(lock_work_dir(folder))
 
 
 def choose_start(
-    recipe: Recipe,
+    run: RunConfig,
     resume: bool | str | os.PathLike | None = None,
     force: bool = False,
     files: Iterable[str | os.PathLike] = (),
@@ -118,7 +104,7 @@ def choose_start(
     Raises:
         UserError: a checkpoint does not exist, all are damaged, or the start is refused.
     """
-    cfg, saved, what = recipe.cfg, recipe.saved, "resume"
+    cfg, saved, what = run.cfg, run.saved, "resume"
     may_start = cfg.launcher != "none"  # a new training, if there is no checkpoint
     if resume in (None, False) and cfg.get("resume") and not force:
         resume, may_start = True, True
@@ -143,7 +129,7 @@ def choose_start(
     if not saved.exist:
         return Start(file, resumes)
     if force:
-        _require_movable(recipe, [*files, file])
+        _require_movable(run, [*files, file])
     else:
         _require_last(saved, file, what, remedy)
     return Start(file, resumes, replaces=force)
@@ -162,21 +148,21 @@ def _require_last(saved: SavedCheckpoints, file: str | None, what: str, remedy: 
         raise UserError(f"{what}: {text}; use another work_dir")
 
 
-def config_file(recipe: Recipe) -> Path:
+def config_file(run: RunConfig) -> Path:
     """Return the path of the .py config that a training writes, even if the original is JSON or YAML."""
-    return recipe.work_dir / Path(recipe.cfg.filename or "config").with_suffix(".py").name
+    return run.work_dir / Path(run.cfg.filename or "config").with_suffix(".py").name
 
 
-def require_new_config(recipe: Recipe, start: Start) -> None:
+def require_new_config(run: RunConfig, start: Start) -> None:
     """Raise UserError if the training's config would replace a file that no earlier training wrote."""
-    if start.replaces or (start.resumes and recipe.saved.exist):  # the folder is new, or the training's own
+    if start.replaces or (start.resumes and run.saved.exist):  # the folder is new, or the training's own
         return
-    file, source = config_file(recipe), recipe.cfg.filename or ""
+    file, source = config_file(run), run.cfg.filename or ""
     is_source = os.path.exists(source) and file.exists() and file.samefile(source)
     # MMEngine writes neither bases nor comments, so a file with them was written by hand
     by_hand = is_source and re.search(r"^(_base_\b|\s*#)", read_beside(file) or "", re.MULTILINE)
-    if os.path.lexists(file) and (by_hand or not is_work_dir(recipe.work_dir)):
-        text = f"expected a folder without {file.name}, which the training writes, got {recipe.work_dir}"
+    if os.path.lexists(file) and (by_hand or not is_work_dir(run.work_dir)):
+        text = f"expected a folder without {file.name}, which the training writes, got {run.work_dir}"
         raise UserError(f"work_dir: {text}; use another work_dir")
 
 
@@ -186,9 +172,9 @@ def free_name(folder: str | os.PathLike) -> Path:
     return next(name for name in names if not os.path.lexists(name))
 
 
-def _require_movable(recipe: Recipe, files: Iterable[str | os.PathLike | None]) -> None:
+def _require_movable(run: RunConfig, files: Iterable[str | os.PathLike | None]) -> None:
     """Raise UserError unless a work directory can be renamed, and the new training reads no file in it."""
-    folder, cfg, saved = recipe.work_dir, recipe.cfg, recipe.saved
+    folder, cfg, saved = run.work_dir, run.cfg, run.saved
     data = [annotation_file(dataset) for _, dataset, _ in data_sets(cfg)]
     paths = [*files, *data, cfg.filename, cfg.get("load_from"), os.getcwd()]
     real = os.path.realpath(folder)
@@ -208,12 +194,12 @@ class WorkDirHook(Hook):
 
     priority = "VERY_HIGH"
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, run: RunConfig) -> None:
+        self.run = run
 
     def before_train(self, runner: Runner) -> None:
         if runner.iter >= runner.max_iters:
             done = f"all {runner.max_iters} iterations are done"
             runner.logger.warning(f"resume: {done}; set more epochs or iterations to train on")
         if is_main_process():
-            write_text(config_file(self.recipe), self.recipe.text())
+            write_text(config_file(self.run), self.run.text())

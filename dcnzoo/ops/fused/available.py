@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import warnings
 from functools import cache
 from importlib.util import find_spec
@@ -39,10 +38,7 @@ def is_faster(name: str, call: Any) -> bool:
     """Return whether the table lists the kernels as faster for a call of ``deform_conv`` or its backward.
 
     It lists the number of output pixels from which the fused kernels are faster than the compiled ones.
-    Without a call: whether it lists any.
     """
-    if call is None:
-        return any(entry["auto"] for entry in table().values())
     input, fields = call.input, call.mask if call.offset is None else call.offset
     if fields is None or fields.dim() != 4:
         return False  # measured in two dimensions
@@ -62,8 +58,6 @@ def triton_works(device: torch.device) -> bool:
     old Triton cannot compile for a new GPU.
     """
     if find_spec("triton") is None:
-        if os.environ.get("DCNZOO_BACKEND") == "fused":
-            warnings.warn("DCNZOO_BACKEND=fused: no Triton; run pip install triton", stacklevel=2)
         return False
     try:
         from . import launch

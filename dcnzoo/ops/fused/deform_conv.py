@@ -48,6 +48,7 @@ def choose(target: str, kernel: str, dtype: torch.dtype, cost: Callable[[Config]
 LEAST_CHANNELS = 16  # with fewer, most of a matrix product on tensor cores is padding
 # A sample costs as much time as the products with this many outputs (counted instructions on sm_90).
 SAMPLE_COST = 256
+GRADIENTS = ("input", "weight", "offset", "mask", "bias")  # the order of output_mask and of the results
 MOST_SPLITS = 32  # grad_weight splits the pixels into at most 32 parts
 # In grad_weight, a step takes as long as writing and adding the sums of 12 programs (1.1 µs on an H100 by
 # counted instructions; 3.1 MB at 3 TB/s).
@@ -112,11 +113,9 @@ class Sizes:
         arguments = {**self.shared, **arguments, **blocks}
         return Launch(kernel, arguments, warps=config.warps, stages=config.stages)
 
-    def is_even(self, config: Config) -> bool:
-        """Return whether the blocks divide the channels."""
-        return self.block_channels % config.BLOCK_N == 0 and (
-            self.is_depthwise or self.group_outputs % config.BLOCK_K == 0
-        )
+    def is_even(self, inputs: int, outputs: int) -> bool:
+        """Return whether blocks of so many input and output channels divide the channels."""
+        return self.block_channels % inputs == 0 and (self.is_depthwise or self.group_outputs % outputs == 0)
 
     def rounds(self, programs: int) -> int:
         """Return the number of programs that the busiest multiprocessor runs.
@@ -164,29 +163,31 @@ def deform_conv(call: Any, config: Config | None = None) -> Callable[[Any], Tens
 
 def deform_conv_backward(call: Any, config: Config | None = None) -> Callable[[Any], tuple[Tensor, ...]]:
     """Return the plan of the gradients of input, weight, offset, mask and bias; others are empty."""
-    axes, needed, call = len(call.stride), call.output_mask, with_rows(call)
+    axes, call = len(call.stride), with_rows(call)
+    needed = dict(zip(GRADIENTS, call.output_mask, strict=True))
     sizes = Sizes(call, axes)
     input_to_last, grad_to_last = to_channels_last(call.input), to_channels_last(call.grad_output)
-    points, of_samples = plan_points(sizes, call), plan_grad_samples(sizes, call, config)
+    needs_samples = needed["input"] or needed["offset"] or needed["mask"]
+    points, of_samples = plan_points(sizes, call), plan_grad_samples(sizes, call, needed, config)
     of_weight = plan_grad_weight(sizes, call, config)
 
     def run(call: Any) -> tuple[Tensor, ...]:
         call = with_rows(call)
         grad_output = call.grad_output
-        gradients: dict[int, Tensor] = {}
-        if needed[4]:
-            gradients[4] = grad_output.sum((0, 2, 3))
-        if any(needed[:4]):
+        gradients: dict[str, Tensor] = {}
+        if needed["bias"]:
+            gradients["bias"] = grad_output.sum((0, 2, 3))
+        if needs_samples or needed["weight"]:
             grad_output = grad_to_last(grad_output)
             tensors = {"input": input_to_last(call.input), **points(call.offset, call.mask)}
-        if needed[1]:
-            gradients[1] = of_weight(grad_output, tensors)
-        if needed[0] or needed[2] or needed[3]:
+        if needed["weight"]:
+            gradients["weight"] = of_weight(grad_output, tensors)
+        if needs_samples:
             gradients |= of_samples(grad_output, call.weight, tensors)
         if axes == 1:
-            gradients = {i: g.squeeze(2) if g.dim() == 4 else g for i, g in gradients.items()}
+            gradients = {name: g.squeeze(2) if g.dim() == 4 else g for name, g in gradients.items()}
         # an operator's results must not share memory
-        return tuple([gradients[i] if i in gradients else grad_output.new_empty(0) for i in range(5)])
+        return tuple([gradients[n] if n in gradients else grad_output.new_empty(0) for n in GRADIENTS])
 
     return run
 
@@ -258,10 +259,10 @@ def plan_output(s: Sizes, call: Any, config: Config | None) -> Callable[..., Ten
     if s.is_depthwise:
         blocks = s.blocks * triton.cdiv(s.block_channels, config.BLOCK_N)
         programs = triton.cdiv(s.pixels, config.BLOCK_M) * blocks * s.group_outputs
-        kernel, is_even = kernels.depthwise_forward_kernel, s.is_even(config)
+        kernel, is_even = kernels.depthwise_forward_kernel, s.is_even(config.BLOCK_N, config.BLOCK_K)
     else:
         programs, kernel = programs_of(config), kernels.forward_kernel
-        is_even = s.block_channels % config.BLOCK_K == 0 and s.group_outputs % config.BLOCK_N == 0
+        is_even = s.is_even(config.BLOCK_K, config.BLOCK_N)
     shape, form = (s.batch, s.outputs, *s.out_size), memory_format(call.input)
     launch = s.launch(
         kernel,
@@ -316,7 +317,7 @@ def plan_grad_weight(s: Sizes, call: Any, config: Config | None) -> Callable[...
     launch = s.launch(
         kernels.depthwise_grad_weight_kernel if s.is_depthwise else kernels.grad_weight_kernel,
         config,
-        EVEN=s.is_even(config),
+        EVEN=s.is_even(config.BLOCK_N, config.BLOCK_K),
         tiles=triton.cdiv(s.group_outputs, config.BLOCK_K),
         steps=steps_of(config, splits),
         splits=splits,
@@ -334,8 +335,10 @@ def plan_grad_weight(s: Sizes, call: Any, config: Config | None) -> Callable[...
     return grad_weight
 
 
-def plan_grad_samples(s: Sizes, call: Any, config: Config | None) -> Callable[..., dict[int, Tensor]]:
-    """Return the plan of the needed gradients of input, offset and mask, by position in ``output_mask``.
+def plan_grad_samples(
+    s: Sizes, call: Any, needed: dict[str, bool], config: Config | None
+) -> Callable[..., dict[str, Tensor]]:
+    """Return the plan of the needed gradients of input, offset and mask, by name.
 
     The input's uses atomic additions. The fields' have one plane per block of channels, which are added up.
     """
@@ -349,13 +352,13 @@ def plan_grad_samples(s: Sizes, call: Any, config: Config | None) -> Callable[..
         return s.rounds(programs_of(c)) * c.BLOCK_M * channels * (outputs + SAMPLE_COST)
 
     config = config or s.config("grad_samples", cost)
-    want_input = call.output_mask[0]
-    want_offset = call.output_mask[2] and call.offset is not None
-    want_mask = call.output_mask[3] and call.mask is not None
+    want_input = needed["input"]
+    want_offset = needed["offset"] and call.offset is not None
+    want_mask = needed["mask"] and call.mask is not None
     launch = s.launch(
         kernels.grad_samples_kernel,
         config,
-        EVEN=s.is_even(config),
+        EVEN=s.is_even(config.BLOCK_N, config.BLOCK_K),
         READ_ONCE=s.group_outputs <= config.BLOCK_K and not s.is_depthwise,
         DEPTHWISE=s.is_depthwise,
         WANT_INPUT=want_input,
@@ -367,28 +370,26 @@ def plan_grad_samples(s: Sizes, call: Any, config: Config | None) -> Callable[..
     new = partial(torch.empty, dtype=torch.float32, device=s.device)
     fields = {}
     if want_offset:
-        fields["grad_offset"] = (2, s.axes * s.taps, s.offset_groups, call.offset.dtype)
+        fields["offset"] = (s.axes * s.taps, s.offset_groups, call.offset.dtype)
     if want_mask:
-        fields["grad_mask"] = (3, s.taps, s.mask_groups, call.mask.dtype)
+        fields["mask"] = (s.taps, s.mask_groups, call.mask.dtype)
 
-    def grad_samples(grad_output: Tensor, weight: Tensor, sampled: dict[str, Tensor]) -> dict[int, Tensor]:
+    def grad_samples(grad_output: Tensor, weight: Tensor, sampled: dict[str, Tensor]) -> dict[str, Tensor]:
         gradients = {}
         if want_input:
-            gradients["grad_input"] = new(input_shape, memory_format=torch.channels_last).zero_()
-        for name, (_, values, groups, dtype) in fields.items():
+            gradients["input"] = new(input_shape, memory_format=torch.channels_last).zero_()
+        for name, (values, groups, dtype) in fields.items():
             planes = (s.batch, s.blocks * values, *s.out_size)
             gradients[name] = new(planes, dtype=dtype if groups == s.blocks else torch.float32)
-        tensors = {"weight": weight_to_last(weight), "grad_output": grad_output, **sampled, **gradients}
-        launch(programs, tensors)
-        results = {}
+        tensors = {"weight": weight_to_last(weight), "grad_output": grad_output, **sampled}
+        launch(programs, tensors | {f"grad_{name}": gradient for name, gradient in gradients.items()})
         if want_input:
-            results[0] = input_from_last(gradients["grad_input"])
-        for name, (position, values, groups, dtype) in fields.items():
-            results[position] = gradients[name]
+            gradients["input"] = input_from_last(gradients["input"])
+        for name, (values, groups, dtype) in fields.items():
             if groups != s.blocks:
                 per_block = gradients[name].unflatten(1, (groups, -1, values))
-                results[position] = per_block.sum(2).flatten(1, 2).to(dtype)
-        return results
+                gradients[name] = per_block.sum(2).flatten(1, 2).to(dtype)
+        return gradients
 
     return grad_samples
 

@@ -16,7 +16,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from dcnzoo.export.fixed_size import ABSENT
+from dcnzoo.export.fixed_size import ABSENT, scaled
 from dcnzoo.openmmlab.export.nms import suppress
 from dcnzoo.ops import deform_conv2d
 
@@ -25,8 +25,7 @@ MOST = 1000  # boxes of YOLOX without max_per_img: MMDetection has no limit, a g
 
 def as_instances(dets: Tensor, labels: Tensor, **others: Tensor) -> InstanceData:
     """Return the results of :func:`suppress` as MMDetection does."""
-    scores = torch.where(labels >= 0, dets[:, 4], ABSENT)
-    return InstanceData(bboxes=dets[:, :4], scores=scores, labels=labels, **others)
+    return InstanceData(bboxes=dets[:, :4], scores=dets[:, 4], labels=labels, **others)
 
 
 class DenseHead(BaseDenseHead):
@@ -44,13 +43,13 @@ class DenseHead(BaseDenseHead):
             return results
         scores, boxes = results.scores, get_box_tensor(results.bboxes)
         if "score_factors" in results:
-            scores = torch.where(scores >= 0, scores * results.score_factors, ABSENT)
+            scores = scaled(scores, results.score_factors)
         is_rpn = "level_ids" in results
         groups = results.level_ids if is_rpn else results.labels
         dets, labels, index = suppress(cfg, type(self).__name__, boxes, scores, groups)
         own = ("bboxes", "scores", "labels", "score_factors", "level_ids")
         others = {name: value[index] for name, value in results.items() if name not in own}
-        return as_instances(dets, torch.where(labels >= 0, 0, -1) if is_rpn else labels, **others)
+        return as_instances(dets, torch.zeros_like(labels) if is_rpn else labels, **others)
 
 
 class RPNHead(DenseHead, dense_heads.RPNHead):

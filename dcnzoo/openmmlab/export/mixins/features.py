@@ -4,16 +4,22 @@
 the image; the mixins here return what they hold.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from mmdet.models.detectors import BaseDetector
-from torch import nn
+from torch import Tensor, nn
 
 
 class Features(tuple):
-    """The feature maps of an image, and the outputs of heads for them, by the names of the heads."""
+    """The feature maps of an image. ``outputs``: those of heads for them, by the names of the heads."""
 
     outputs: dict[str, Any]
+
+    def __new__(cls, maps: Iterable[Tensor], outputs: dict[str, Any]) -> "Features":
+        features = super().__new__(cls, maps)
+        features.outputs = outputs
+        return features
 
 
 class Head(nn.Module):

@@ -14,7 +14,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from dcnzoo.export.fixed_size import ABSENT
+from dcnzoo.export.fixed_size import ABSENT, is_used
 from dcnzoo.openmmlab.export.mixins import features
 from dcnzoo.openmmlab.export.nms import best_pairs, without_small
 
@@ -85,8 +85,8 @@ class MaskFormer(features.Detector, detectors.MaskFormer):
         certainty = (masks.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
         sample.pred_instances = InstanceData(
             bboxes=around(inside).to(scores.dtype),
-            labels=torch.where(labels < fusion.num_things_classes, labels, -1),
-            scores=scores * certainty,
+            labels=labels,
+            scores=torch.where(labels < fusion.num_things_classes, scores * certainty, ABSENT),
             logits=logits,
             class_scores=scores,
         )
@@ -144,14 +144,14 @@ def select_masks(
         sigma=cfg.sigma,
         mask_area=area[index].clamp(min=1),
     )
-    scores = torch.where((faded >= 0) & (faded >= cfg.filter_thr), faded, ABSENT)
+    scores = torch.where(is_used(scores[order]) & (faded >= cfg.filter_thr), faded, ABSENT)
     height, width = img_meta["img_shape"]
     size = [stride * length for length in mask_preds.shape[1:]]
     masks = F.interpolate(mask_preds[index[order]][None], size, mode="bilinear", align_corners=False)[0]
     masks = masks[:, :height, :width]
     return InstanceData(
         bboxes=scores.new_zeros(len(scores), 4),
-        labels=torch.where(scores >= 0, labels, -1),
+        labels=labels,
         scores=scores,
         masks=masks > cfg.mask_thr,
     )

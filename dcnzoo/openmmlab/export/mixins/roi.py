@@ -1,10 +1,11 @@
-"""RoI heads, for the images of a batch at once.
+"""RoI heads. Boxes are predicted for each image, masks at the end, for the detections of all images.
 
-``predict`` runs for one image, as MMDetection does, but leaves out the masks: ``predict_mask`` keeps its
-inputs. :mod:`dcnzoo.openmmlab.export.predict` then calls ``predict_masks`` for the detections of all images.
+In ``predict`` of one image, ``predict_mask`` only adds its inputs to the results, as ``mask_inputs``.
+:mod:`dcnzoo.openmmlab.export.predict` then calls :meth:`RoIHead.predict_masks` with those of the batch.
 """
 
 import inspect
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,32 +20,31 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from dcnzoo.export.fixed_size import roi_align_pyramid
+from dcnzoo.export.fixed_size import is_used, roi_align_pyramid, scaled
 from dcnzoo.openmmlab.export.functions import proposals
-from dcnzoo.openmmlab.export.nms import is_used, of_class
+from dcnzoo.openmmlab.export.nms import of_class
 from dcnzoo.openmmlab.export.symbolic_sizes import data_sample, tensor_of
 
 META = data_sample((1, 1), (1, 1)).metainfo  # masks are pasted later, with the size of the input
 
 
 class RoIHead(BaseRoIHead):
-    """Predicts masks at the end, for the detections of all images: only then, the used rows are known."""
-
     def predict(self, x: Any, rpn_results_list: list, *args: Any, **kwargs: Any) -> list[InstanceData]:
         (results,) = rpn_results_list
-        token = proposals.set(results.scores >= 0 if "scores" in results else None)
+        token = proposals.set(is_used(results.scores) if "scores" in results else None)
         try:
             return super().predict(x, rpn_results_list, *args, **kwargs)
         finally:
             proposals.reset(token)
 
     def predict_mask(self, *args: Any, **kwargs: Any) -> list[InstanceData]:
-        """Add the inputs of the masks to the results, as ``mask_inputs``."""
+        """Add the inputs of the masks, which are tensors, to the results, as ``mask_inputs``."""
         inputs = inspect.signature(super().predict_mask).bind(*args, **kwargs).arguments
-        (results,) = inputs.pop("results_list")
-        del inputs["batch_img_metas"]
-        inputs["x"] = tuple(inputs["x"])
-        results.set_field(dict(inputs), "mask_inputs", field_type="metainfo")
+        (results,) = inputs["results_list"]
+        tensors: dict[str, Any] = {"x": tuple(inputs["x"])}
+        if inputs.get("semantic_heat") is not None:  # of HTC
+            tensors["semantic_heat"] = inputs["semantic_heat"]
+        results.set_field(tensors, "mask_inputs", field_type="metainfo")
         return [results]
 
     def predict_masks(
@@ -53,63 +53,55 @@ class RoIHead(BaseRoIHead):
         scores: Tensor,  # [N, K]
         labels: Tensor,  # [N, K]
         inputs: dict,  # "mask_inputs" of all images
-    ) -> tuple[Tensor, ...]:
-        """Return boxes, scores, labels and masks [N, K, h, w]."""
-        index = is_used(scores, labels).nonzero()
+    ) -> tuple[Tensor, Tensor]:
+        """Return the scores and the masks [N, K, h, w], which are zeros for rows without a detection."""
         # the first row in any case: with no row, MMDetection returns early
-        image, row = torch.cat([torch.zeros_like(boxes[0, :1, :2], dtype=torch.long), index]).unbind(1)
-        present = SimpleNamespace(
-            bboxes=boxes[image, row], scores=scores[image, row], labels=labels[image, row]
-        )
-        rois = torch.cat([image[:, None].to(boxes), present.bboxes], 1)
-        (results,) = self.predict_masks_of(rois, present, **inputs)
-        # as rows of a matrix: MNN writes wrong values where ScatterND writes whole masks
-        number, height, width = results.masks.shape
-        number_of_row = image * scores.shape[1] + row
-        rows = results.masks.new_zeros(scores.shape[0] * scores.shape[1], height * width)
-        rows = rows.index_put((number_of_row,), results.masks.reshape(number, height * width))
-        masks = rows.unflatten(0, (-1, scores.shape[1])).unflatten(2, (height, width))
-        return boxes, scores.index_put((image, row), results.scores), labels, masks
+        first = torch.zeros(1, 2, dtype=torch.long, device=scores.device)
+        index = torch.cat([first, is_used(scores).nonzero()]).unbind(1)  # images and rows
+        detections = SimpleNamespace(bboxes=boxes[index], scores=scores[index], labels=labels[index])
+        rois = torch.cat([index[0][:, None].to(boxes), detections.bboxes], 1)
+        (results,) = self.predict_masks_of(rois, detections, **inputs)
+        return scores.index_put(index, results.scores), placed(results.masks, index, scores.shape)
 
-    def predict_masks_of(self, rois: Tensor, results: Any, x: Any, rescale: bool = False) -> list:
+    def predict_masks_of(self, rois: Tensor, results: Any, x: Any) -> list:
         """Add the masks of RoIs to results, whose rows are those of ``rois``."""
         masks = self._mask_forward(x, rois)["mask_preds"]
-        return self.mask_head.predict_by_feat([masks], [results], [META], self.test_cfg, rescale)
+        return self.mask_head.predict_by_feat([masks], [results], [META], self.test_cfg)
 
 
 class CascadeRoIHead(RoIHead, roi_heads.CascadeRoIHead):
-    def predict_masks_of(self, rois: Tensor, results: Any, x: Any, rescale: bool = False) -> list:
+    def predict_masks_of(self, rois: Tensor, results: Any, x: Any) -> list:
         stages = [self._mask_forward(stage, x, rois)["mask_preds"] for stage in range(self.num_stages)]
         masks = merge_aug_masks([stage.sigmoid() for stage in stages], META)
         head = self.mask_head[-1]
-        return head.predict_by_feat([masks], [results], [META], self.test_cfg, rescale, activate_map=True)
+        return head.predict_by_feat([masks], [results], [META], self.test_cfg, activate_map=True)
 
 
 class HybridTaskCascadeRoIHead(RoIHead, roi_heads.HybridTaskCascadeRoIHead):
     def predict_masks_of(
-        self, rois: Tensor, results: Any, x: Any, rescale: bool = False, semantic_heat: Tensor | None = None
+        self, rois: Tensor, results: Any, x: Any, semantic_heat: Tensor | None = None
     ) -> list:
         stages = self._mask_forward(-1, x, rois, semantic_heat, training=False)["mask_preds"]
         masks = merge_aug_masks([stage.sigmoid() for stage in stages], META)
         head = self.mask_head[-1]
-        return head.predict_by_feat([masks], [results], [META], self.test_cfg, rescale, activate_map=True)
+        return head.predict_by_feat([masks], [results], [META], self.test_cfg, activate_map=True)
 
 
 class MaskScoringRoIHead(RoIHead, roi_heads.MaskScoringRoIHead):
-    def predict_masks_of(self, rois: Tensor, results: Any, x: Any, rescale: bool = False) -> list:
+    def predict_masks_of(self, rois: Tensor, results: Any, x: Any) -> list:
         outputs = self._mask_forward(x, rois)
         masks = outputs["mask_preds"]
         of_labels = of_class(masks, results.labels)[:, 0]
         ious = self.mask_iou_head(outputs["mask_feats"], of_labels)
-        self.mask_head.predict_by_feat([masks], [results], [META], self.test_cfg, rescale)
+        self.mask_head.predict_by_feat([masks], [results], [META], self.test_cfg)
         return self.mask_iou_head.predict_by_feat([ious], [results])
 
 
 class PointRendRoIHead(RoIHead, roi_heads.PointRendRoIHead):
-    def predict_masks_of(self, rois: Tensor, results: Any, x: Any, rescale: bool = False) -> list:
+    def predict_masks_of(self, rois: Tensor, results: Any, x: Any) -> list:
         masks = self._mask_forward(x, rois)["mask_preds"]
         masks = self._mask_point_forward_test(x, rois, results.labels, masks)
-        return self.mask_head.predict_by_feat([masks], [results], [META], self.test_cfg, rescale)
+        return self.mask_head.predict_by_feat([masks], [results], [META], self.test_cfg)
 
     def _mask_point_forward_test(
         self,
@@ -171,7 +163,7 @@ class MaskIoUHead(roi_heads.MaskIoUHead):
     def predict_by_feat(self, mask_iou_preds: list[Tensor], results_list: list) -> list:
         """Multiply scores by IoUs, without a range up to the number of rows."""
         for results, ious in zip(results_list, mask_iou_preds, strict=True):
-            results.scores = results.scores * of_class(ious, results.labels)[:, 0]
+            results.scores = scaled(results.scores, of_class(ious, results.labels)[:, 0])
         return results_list
 
 
@@ -204,6 +196,17 @@ class SimpleRoIAlign(mmcv_ops.SimpleRoIAlign):
         points = mmcv_ops.rel_roi_point_to_rel_img_point(rois, grid, features, self.spatial_scale)
         sampled = sample_points(features, rois[:, 0].long(), points, not self.aligned)
         return sampled.unflatten(2, self.output_size)
+
+
+def placed(
+    masks: Tensor, index: Sequence[Tensor], size: Sequence[int]
+) -> Tensor:  # [D, h, w] -> [N, K, h, w]
+    """Return masks at their images and rows, and zeros elsewhere."""
+    image, row = index
+    # as rows of a matrix: MNN writes wrong values where ScatterND writes whole masks
+    rows = masks.new_zeros(size[0] * size[1], masks.shape[1] * masks.shape[2])
+    rows = rows.index_put((image * size[1] + row,), masks.flatten(1))
+    return rows.unflatten(0, (-1, size[1])).unflatten(2, masks.shape[1:])
 
 
 def sample_points(

@@ -23,37 +23,30 @@ from torch.utils._pytree import tree_map_only
 from dcnzoo.export import operators  # noqa: F401  registers the translations
 from dcnzoo.export.graph import DOUBLE, FLOAT, INT64, Graph, translations
 from dcnzoo.export.opsets import DEFAULT
-from dcnzoo.ops.reference import interpolate_clamped
 
 _TYPES = {FLOAT: torch.float32, DOUBLE: torch.float64, INT64: torch.int64}
 _NODES: dict[str, Callable] = {
-    "Abs": torch.abs,
     "Add": operator.add,
     "And": torch.logical_and,
-    "Ceil": torch.ceil,
-    "Div": operator.truediv,
     "Floor": torch.floor,
-    "Greater": operator.gt,
     "GreaterOrEqual": operator.ge,
-    "Less": operator.lt,
     "LessOrEqual": operator.le,
     "MatMul": torch.matmul,
-    "Max": torch.maximum,
-    "Min": torch.minimum,
     "Sub": operator.sub,
 }
+# the numbers of their results or samples depend on the data
+STAYING = ("nms", "roi_align", "deform_roi_pool")
 
 
 def decompositions() -> dict[Callable, Callable]:
     """Return the functions by operator.
 
-    NMS, and calls of RoI pooling with adaptive sampling (``sampling_ratio=0``) or with empty tensors, stay in
-    the program.
+    NMS, RoI pooling, and calls with empty tensors stay in the program.
     """
     functions: dict[Callable, Callable] = {}
     for name, translation in translations.items():
         space, _, operator_name = name.partition("::")
-        if space == "dcnzoo":
+        if space == "dcnzoo" and operator_name not in STAYING:
             overload = getattr(torch.ops.dcnzoo, operator_name).default
             functions[overload] = partial(_compute, translation)
     return functions
@@ -70,15 +63,8 @@ def _compute(translation: Callable, *arguments: Any, **options: Any) -> Any:
         )
 
     arguments, options = tree_map_only(Tensor, wide, (arguments, options))
-    try:
-        results = translation(AtenGraph(rank, device), *arguments, **options)
-    except NotDecomposable:
-        return NotImplemented
+    results = translation(AtenGraph(rank, device), *arguments, **options)
     return tree_map_only(Tensor, lambda value: value.to(kind), results)
-
-
-class NotDecomposable(Exception):
-    """A call with these arguments stays in the program."""
 
 
 class AtenGraph(Graph):
@@ -171,53 +157,3 @@ class AtenGraph(Graph):
 
     def Transpose(self, value: Tensor, perm: Sequence[int]) -> Tensor:
         return value.permute(*perm)
-
-    def NonMaxSuppression(self, *_: Any) -> Tensor:
-        raise NotDecomposable
-
-    def RoiAlign(
-        self,
-        maps: Tensor,  # [N, C, H, W]
-        boxes: Tensor,  # [K, 4], (x1, y1, x2, y2)
-        image: Tensor,  # [K]
-        *,
-        coordinate_transformation_mode: str,
-        output_height: int,
-        output_width: int,
-        sampling_ratio: int,
-        spatial_scale: float,
-        mode: str,
-    ) -> Tensor:  # [K, C, output_height, output_width]
-        aligned, points = coordinate_transformation_mode == "half_pixel", []
-        for axis, bins in enumerate((output_height, output_width)):
-            low, high = (boxes[:, i : i + 1] * spatial_scale - 0.5 * aligned for i in (1 - axis, 3 - axis))
-            length = high - low if aligned else (high - low).clamp(min=1)
-            points.append(low + _places(bins, sampling_ratio, boxes) * length)  # [K, samples]
-        y, x = points
-        return _pool(maps, image, y[:, :, None], x[:, None], sampling_ratio)
-
-
-def _places(bins: int, sampling_ratio: int, like: Tensor) -> Tensor:
-    """Return the places of all samples along a side of length 1."""
-    if sampling_ratio <= 0:  # their number depends on the data
-        raise NotDecomposable
-    count = bins * sampling_ratio
-    return (torch.arange(count, dtype=like.dtype, device=like.device) + 0.5) / count
-
-
-def _pool(
-    maps: Tensor,  # [N, C, H, W]
-    image: Tensor,  # [K]
-    y: Tensor,  # [K, output_height · sampling_ratio, output_width · sampling_ratio], x too; or 1
-    x: Tensor,
-    sampling_ratio: int,
-) -> Tensor:  # [K, C, output_height, output_width]
-    """Return the mean of the samples of each bin, with the border rule of RoIAlign."""
-    flat, (height, width) = maps.transpose(0, 1).flatten(1), maps.shape[2:]
-    start = image[:, None, None] * height * width
-
-    def pixels(row: Tensor, column: Tensor) -> Tensor:  # [C, K, …]
-        return flat[:, start + row * width + column]
-
-    samples = interpolate_clamped(pixels, (height, width), y, x)
-    return F.avg_pool2d(samples, sampling_ratio).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Time the operators on a GPU next to cuDNN, torchvision, deformops and plain PyTorch (``make gpu``).
+"""Time the operators on a GPU next to cuDNN, torchvision and plain PyTorch (``make gpu``).
 
 A call is timed between events, with the L2 cache flushed before it, and again in a CUDA graph, with the
 inputs in the cache if they fit. Every contestant runs in both memory formats where it has both, and its
@@ -32,7 +32,7 @@ from benchmarks.cases import (
 )
 from benchmarks.gpu import tuning
 from benchmarks.gpu.journal import Journal, results
-from dcnzoo.ops import choose
+from dcnzoo.ops import run as runner
 from dcnzoo.ops.fused import available
 from tests.op_cases import Sample
 
@@ -48,8 +48,8 @@ def contestants(name: str) -> dict[str, tuple[torch.memory_format, Contestant]]:
     nchw, rivals = torch.contiguous_format, RIVALS.get(name, {})
     compiled, floor = partial(ours, name, backend="compiled"), partial(plain, name)
     chosen: dict[str, tuple[torch.memory_format, Contestant]] = {
-        rival: (torch.channels_last if rival == "deformops" else nchw, rivals[rival])
-        for rival in ("torchvision", "deformops", "grid_sample")
+        rival: (nchw, rivals[rival])
+        for rival in ("torchvision", "grid_sample")
         if rival in rivals and find_spec(rival.replace("grid_sample", "torch"))
     }
     if name != "deform_conv2d":
@@ -90,21 +90,21 @@ def measure(
     dtype: torch.dtype,
     mode: str,
     device: str,
-    exact: Callable[[Case, str], torch.Tensor] = exact,
+    expected: Callable[[Case, str], torch.Tensor] = exact,
 ) -> dict:
     """Return a contestant's error and times; ``first_ms``: those of the first call, which compiles.
 
-    ``form``: the memory format of images; None: that of the sample.
+    Args:
+        form: the memory format of images; None: that of the sample.
+        expected: returns the exact output of a case on a device.
     """
     own = sample(case, dtype, device)
-    if name == "deformops" and case.operator == "deform_conv2d":
-        own = own.map(lambda t: t.contiguous(memory_format=form) if t.dim() == 4 else t).leaves()
-    elif form is not None:
+    if form is not None:
         own = in_format(own, form).leaves()
     forward = prepare(own)
     run = passes(forward, own.given, mode)
     start = time.perf_counter()
-    with torch.no_grad(), mock.patch.object(choose, "run_fused", wraps=choose.run_fused) as ran:
+    with torch.no_grad(), mock.patch.object(runner, "run_fused", wraps=runner.run_fused) as ran:
         output = forward()
     if ran.called != ("fused" in name or "Triton" in name):
         raise RuntimeError(f"expected the kernels of {name}, {'Triton' if ran.called else 'other'} ones ran")
@@ -113,10 +113,10 @@ def measure(
         torch.cuda.synchronize()
     result: dict[str, object] = {"first_ms": 1e3 * (time.perf_counter() - start)}
     if case.operator == "nms":
-        result["equal"] = torch.equal(output, exact(case, device))
+        result["equal"] = torch.equal(output, expected(case, device))
     elif not name.startswith("F."):  # an ordinary convolution computes something else
-        expected = exact(case, device)
-        result["error"] = ((output.float() - expected).norm() / expected.norm()).item()
+        target = expected(case, device)
+        result["error"] = ((output.float() - target).norm() / target.norm()).item()
     result |= tuning.flushed(run, device)
     if case.operator != "nms" and name != "plain PyTorch":  # these wait for the GPU
         # torchvision's kernels use the default stream: a graph would not contain them
@@ -194,22 +194,20 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     cases = [CONVOLUTIONS[0], ATTENTIONS[3]] if args.rehearse else [*CONVOLUTIONS, *ATTENTIONS]
     dtypes = DTYPES[: 1 if args.rehearse else None]
-    # deformops comes last: it tunes itself for minutes, and one call once took all the time of a run
-    for late in (False, True):
-        for dtype, case in itertools.product(dtypes, cases):
-            every = contestants(case.operator)
-            for mode, name in itertools.product(PASSES, every):
-                if (name == "deformops") != late or (name, dtype) == ("torchvision", "bfloat16"):
-                    continue  # torchvision has no kernel for bfloat16
-                job = {"operator": case.operator, "case": case.name, "dtype": dtype}
-                job |= {"contestant": name, "mode": mode}
-                kind = getattr(torch, dtype)
-                journal.run(job, partial(measure, case, name, *every[name], kind, mode, args.device))
-            sample.cache_clear()
-            exact.cache_clear()
+    for dtype, case in itertools.product(dtypes, cases):
+        every = contestants(case.operator)
+        for mode, name in itertools.product(PASSES, every):
+            if (name, dtype) == ("torchvision", "bfloat16"):
+                continue  # it has no kernel
+            job = {"operator": case.operator, "case": case.name, "dtype": dtype}
+            job |= {"contestant": name, "mode": mode}
+            kind = getattr(torch, dtype)
+            journal.run(job, partial(measure, case, name, *every[name], kind, mode, args.device))
+        sample.cache_clear()
+        exact.cache_clear()
     table = json.loads(available.TABLE.read_text())
     set_auto(args.file, table)
-    tuning.save(table, args.file.with_name("configs.json") if args.rehearse else available.TABLE)
+    tuning.save(table, args.file.parent, args.rehearse)
     journal.exit()
 
 
