@@ -1,4 +1,4 @@
-// Divides the channels of deform_conv on the CPU into blocks and passes.
+// How deform_conv on the CPU computes a call: the Way, the blocks of channels, their passes, and whether maps are copied.
 #pragma once
 
 #include <algorithm>
@@ -25,12 +25,12 @@ constexpr int64_t kThreadTasks = 4;
 // blocks share. All blocks of a ResNet's c3 fit.
 inline int64_t backward_staging_bytes(int64_t threads) { return (24 + threads) << 20; }
 
-// On small maps, the backward's tiles have fewer rows, down to kLeastRows, so that all blocks together have kEnoughTiles:
-// kThreadTasks for each of 64 threads.
+// On small maps, the backward's tiles have fewer rows, down to kLeastRows, so that all blocks together have
+// kEnoughTiles: kThreadTasks for each of 64 threads.
 constexpr int64_t kEnoughTiles = 256, kLeastRows = 96;
 
-// With at most this many outputs, sampling takes most of the backward's time. With two threads, input_apart reduces this
-// time to .7 for 8 and 16 channels, and to .9 for 32 and 64 channels.
+// With at most this many outputs, sampling takes most of the backward's time. With two threads, input_apart reduces
+// this time to .7 for 8 and 16 channels, and to .9 for 32 and 64 channels.
 constexpr int64_t kFewOutputs = 64;
 
 // Each of the backward's weight_parts has at least this many outputs: more than two micro-kernels of 12 rows.
@@ -47,8 +47,8 @@ constexpr int64_t kFewChannels = 3;
 // The most elements of a map that is copied as a whole image. Larger ones are read in place if they are channels last.
 constexpr int64_t kMostCopied = int64_t(1) << 27;
 
-// Whether the lanes of samples are pixels. Then points have no gradients from several blocks, and no convolution group cuts
-// the channels of a point.
+// Whether samples are computed over pixels. Then points have no gradients from several blocks, and no convolution group
+// cuts the channels of a point.
 inline bool samples_over_pixels(const DeformConvShapes& s) {
   const int64_t sharing = channels_of_points(s);
   const bool same_groups = s.offset_groups == s.mask_groups || s.offset_groups == 0 || s.mask_groups == 0;
@@ -73,19 +73,28 @@ inline bool has_narrow_groups(const DeformConvShapes& s, int64_t lanes) {
          (samples_over_pixels(s) || !(cut_by(s.offset_groups) || cut_by(s.mask_groups)));
 }
 
+// The way of a call. lanes: of a vector. If few channels share a point, samples are computed over pixels: over channels, each
+// point would be computed for one value. Narrow groups are no matrix product: it would have few rows and columns of weight.
+// Each vector of them has as many sums as a group has lanes. If those are few, registers hold the sums of several vectors,
+// which share a point, and samples are computed where they are needed. If not, the columns of some rows are stored first.
+inline Way choose_way(const DeformConvShapes& s, int64_t lanes) {
+  const bool over_pixels = samples_over_pixels(s);
+  if (!has_narrow_groups(s, lanes)) return over_pixels ? Way::matrix_over_pixels : Way::matrix;
+  if (over_pixels) return Way::narrow_over_pixels;
+  return lanes_of_group(s.group_channels()) <= kUnstoredLanes ? Way::narrow_unstored : Way::narrow;
+}
+
 class ChannelBlocking {
  public:
-  ChannelBlocking(const DeformConvShapes& s, int64_t most_channels, int64_t panel)
-      : over_pixels(samples_over_pixels(s)),
-        narrow(has_narrow_groups(s, panel / 2)),
-        shape_(s),
-        panel_(panel) {
+  // panel: the columns of a panel, two vectors
+  ChannelBlocking(const DeformConvShapes& s, Way way, int64_t most_channels, int64_t panel)
+      : way_(way), shape_(s), panel_(panel) {
     for (int64_t channel = 0; channel < s.channels; channel += blocks.back().count) {
       const int64_t at = blocks.empty() ? 0 : blocks.back().stored_at + blocks.back().stored;
       blocks.push_back(block_from(channel, most_channels));
       blocks.back().stored_at = at;
     }
-    if (over_pixels) return;
+    if (is_over_pixels(way)) return;
     // The blocks of an offset group or a mask group are neighbours.
     for (size_t i = 1; i < blocks.size(); ++i) {
       ChannelBlock &before = blocks[i - 1], &block = blocks[i];
@@ -100,8 +109,13 @@ class ChannelBlocking {
   // The elements of a pixel of a map that is staged
   int64_t stored() const { return blocks.back().stored_at + blocks.back().stored; }
 
-  // Whether pixels of channels last have all lanes of the blocks, so that they need no copy
-  bool has_all_lanes() const { return stored() == shape_.channels; }
+  // Where the kernels read the input. A channels-last map is read in place if its pixels have all lanes of the blocks.
+  // In the backward, it must be one block: samples of 32 of many channels would be far apart in memory.
+  MapLayout input_layout(bool channels_last, bool backward) const {
+    if (is_over_pixels(way_)) return MapLayout::planes;
+    const bool in_place = channels_last && stored() == shape_.channels && !(backward && count() > 1);
+    return in_place ? MapLayout::in_place : MapLayout::blocks;
+  }
 
   // Sets the start of every block's packed weight, which has weights_of(block) elements for each column of a matrix
   // product, and `narrow_elements` for each weight of a narrow group. Returns the total number of elements.
@@ -110,20 +124,18 @@ class ChannelBlocking {
     int64_t total = 0;
     for (ChannelBlock& block : blocks) {
       block.weight_at = total;
-      total += block.is_narrow() ? narrow_elements * block.narrow_weights(shape_.taps)
+      total += block.is_narrow() ? narrow_elements * block.narrow_weights(shape_.taps).size()
                                  : block.depth * weights_of(block);
     }
     return total;
   }
 
-  // lanes_of(block): elements of the outputs of narrow groups
-  template <typename LanesOf>
-  TileSizes tile(int64_t rows, const LanesOf& lanes_of) const {
+  // row: ChannelBlock::result_row or gradient_row
+  TileSizes tile(int64_t rows, int64_t (ChannelBlock::*row)() const) const {
     TileSizes tile{rows, 0, 0};
     for (const ChannelBlock& block : blocks) {
       tile.depth = std::max(tile.depth, block.depth);
-      tile.outputs =
-          std::max(tile.outputs, round_up(block.is_narrow() ? lanes_of(block) : block.outputs, panel_));
+      tile.outputs = std::max(tile.outputs, round_up((block.*row)(), panel_));
     }
     return tile;
   }
@@ -136,21 +148,21 @@ class ChannelBlocking {
   }
 
   std::vector<ChannelBlock> blocks;
-  const bool over_pixels, narrow;
 
  private:
   ChannelBlock block_from(int64_t channel, int64_t most_channels) const {
     const DeformConvShapes& s = shape_;
     const int64_t group_channels = s.group_channels(), sharing = channels_of_points(s);
     const auto left_of = [&](int64_t channels) { return channels - channel % channels; };
+    const bool over_pixels = is_over_pixels(way_);
     ChannelBlock block{};
-    block.group = channel / group_channels;
+    block.way = way_;
     block.first = channel;
     block.points = points_of(s, channel);
     int64_t most = s.channels - channel;
     if (!over_pixels && s.offset_groups) most = std::min(most, left_of(s.channels / s.offset_groups));
     if (!over_pixels && s.mask_groups) most = std::min(most, left_of(s.channels / s.mask_groups));
-    if (narrow) {
+    if (is_narrow(way_)) {
       block.lanes = lanes_of_group(group_channels);
       block.groups = std::min(most / group_channels, most_channels / block.lanes);
       block.count = block.groups * group_channels;
@@ -159,17 +171,21 @@ class ChannelBlocking {
       block.groups = 1;
       block.count = std::min({most, most_channels, left_of(group_channels)});
       if (over_pixels) block.count = block.count / sharing * sharing;
-      block.width = block.count;
+      block.lanes = block.width = block.count;
     }
+    block.each = block.count / block.groups;
+    block.sharing = sharing;
     block.stored = over_pixels ? block.count : block.width;
     block.opens_group = channel % group_channels == 0;
     block.closes_group = (channel + block.count) % group_channels == 0;
     block.outputs = block.groups * s.group_outputs();
-    block.first_output = block.group * s.group_outputs();
-    block.depth = round_up(s.taps * block.width, panel_);
+    block.first_output = channel / group_channels * s.group_outputs();
+    block.columns = s.taps * block.width;
+    block.depth = round_up(block.columns, panel_);
     return block;
   }
 
+  const Way way_;
   const DeformConvShapes& shape_;
   const int64_t panel_;
 };

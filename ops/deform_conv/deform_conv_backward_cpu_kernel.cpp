@@ -17,7 +17,8 @@ void compute_tile(const BackwardParams<T, S>& p, const TileOfBlock& tile, char* 
 }
 
 template <typename T, typename S = T>
-constexpr DeformConvBackward<T, S> kernels_of{kDepthStep<T, S>,
+constexpr DeformConvBackward<T, S> kernels_of{kNR<S>,
+                                              kDepthStep<T, S>,
                                               tile_bytes<T, S>,
                                               pack_backward<T, S>,
                                               compute_tile<T, S>,

@@ -18,13 +18,14 @@ const DeformConvBackward<T, S>& backward_kernels() {
   return deform_conv_backward_kernels_dispatched().of<T, S>();
 }
 
-// Whether to compute bfloat16 as it is stored, not as float.
+// Whether to compute bfloat16 as it is stored, not as float. Samples over pixels have no kernels for it.
 inline bool multiplies_bfloat16(const DeformConvShapes& s) {
   const auto& kernels = forward_kernels<float, BFloat16Bits>();
   return kernels.compute_tile && kernels.suits(s.channels) && !samples_over_pixels(s);
 }
 
-// A map without gaps in memory, channels last or channels first.
+// A map without gaps in memory, channels last or channels first: the caller's or, if that has gaps, a copy. Whether the
+// kernels read it in place is another question: ChannelBlocking::input_layout.
 struct Map {
   Tensor tensor;
   bool channels_last;
@@ -46,8 +47,8 @@ const T* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor ? data_of<T>(*tensor) : nullptr;
 }
 
-// At most kStretch pixels of a block of an image, from pixel `first` on, which are copied between the maps of all channels and
-// the copies, laid out like p.input.
+// At most kStretch pixels of a block of an image, from pixel `first` on, which are copied between the maps of all
+// channels and copies in the layout of p.input.
 template <typename T, typename S>
 struct StagedPixels {
   const DeformConvParams<T, S>& p;
@@ -61,14 +62,16 @@ struct StagedPixels {
     return image * p.shape.channels * p.shape.in_pixels +
            (channels_last ? first * p.shape.channels + block.first : block.first * p.shape.in_pixels + first);
   }
-  int64_t copy_at() const {
-    return p.input.place_of(block, p.shape.in_pixels) + image * p.input.channels * p.shape.in_pixels;
+  bool has_planes() const { return p.input.layout == MapLayout::planes; }
+  int64_t block_at() const {
+    return p.input.place_of(block, p.shape.in_pixels) + image * p.input.image_size(p.shape.in_pixels);
   }
+  int64_t copy_at() const { return block_at() + first * p.input.pixel_stride(block); }
 
   void load(const S* maps, S* copies) const {
     const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
-    maps += map_at(), copies += copy_at() + (p.over_pixels ? first : first * block.stored);
-    if (!p.over_pixels)
+    maps += map_at(), copies += copy_at();
+    if (!has_planes())
       return kernels.to_lanes(block.input_lanes(), maps, stride(), channels_last, copies, block.stored,
                               block.stored, count());
     if (channels_last)
@@ -79,8 +82,8 @@ struct StagedPixels {
 
   // The reverse
   void store(const T* copies, S* maps) const {
-    maps += map_at(), copies += copy_at() + (p.over_pixels ? first : first * block.stored);
-    if (!p.over_pixels)
+    maps += map_at(), copies += copy_at();
+    if (!has_planes())
       return backward_kernels<T, S>().from_lanes(block.input_lanes(), copies, block.stored, block.stored,
                                                  maps, stride(), channels_last, count());
     if constexpr (std::is_same_v<T, S>) {
@@ -94,18 +97,16 @@ struct StagedPixels {
 
   // Sets as many elements of the copies to zero, in any layout.
   void clear(T* copies) const {
-    std::fill_n(copies + copy_at() + first * block.stored, count() * block.stored, T(0));
+    std::fill_n(copies + block_at() + first * block.stored, count() * block.stored, T(0));
   }
 };
 
-// Gives p.input the layout of copies of its images and blocks. Returns the number of their elements.
+// The input of p's blocks, without its data. In place, all of the map.
 template <typename T, typename S>
-int64_t lay_out_copies(DeformConvParams<T, S>& p) {
-  const ChannelBlock& last = p.blocks.data[p.blocks.end - 1];
-  p.input.first = p.blocks.data[p.blocks.begin].stored_at;
-  p.input.channels = last.stored_at + last.stored - p.input.first;
-  p.input.by_block = true;
-  return p.images * p.input.channels * p.shape.in_pixels;
+InputMaps<S> lay_out_input(const DeformConvParams<T, S>& p, MapLayout layout) {
+  if (layout == MapLayout::in_place) return {nullptr, layout, 0, p.shape.channels};
+  const ChannelBlock &begin = p.blocks.data[p.blocks.begin], &last = p.blocks.data[p.blocks.end - 1];
+  return {nullptr, layout, begin.stored_at, last.stored_at + last.stored - begin.stored_at};
 }
 
 // Calls function(pixels) with StagedPixels for all pixels of p's images and blocks.
@@ -146,19 +147,6 @@ StoredOffsetMask<T> stored_offset_mask(const std::optional<Tensor>& offset,
   return stored;
 }
 
-// Offset and mask, or their gradients, from image `first` on.
-template <typename T>
-OffsetMask<T> from_image(const DeformConvShapes& s, OffsetMask<T> all, int64_t first) {
-  const int64_t points = first * s.taps * s.out_pixels;
-  return {all.offset ? all.offset + points * s.offset_groups * s.rank : nullptr,
-          all.mask ? all.mask + points * s.mask_groups : nullptr};
-}
-
-template <typename T>
-StoredOffsetMask<T> from_image(const DeformConvShapes& s, const StoredOffsetMask<T>& all, int64_t first) {
-  return {from_image(s, all.values, first), from_image(s, all.bits, first)};
-}
-
 // Calls function(block, piece) for every piece of the blocks' weights.
 template <typename Function>
 void each_piece(const ChannelBlocking& blocking, const Function& function) {
@@ -169,7 +157,8 @@ void each_piece(const ChannelBlocking& blocking, const Function& function) {
 
 template <typename S>
 WeightOf<S> weight_of(const DeformConvShapes& s, S* data, bool channels_last) {
-  return {data, channels_last ? 1 : s.taps, channels_last ? s.channels / s.groups : 1};
+  const int64_t channels = s.group_channels();
+  return {data, channels * s.taps, channels_last ? 1 : s.taps, channels_last ? channels : 1};
 }
 
 template <typename S, typename Pack>

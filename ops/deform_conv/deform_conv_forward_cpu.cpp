@@ -54,7 +54,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   // All channels in one pass if the output is narrower than the sums: between passes, it would round partial sums.
   const bool one_pass = map.channels_last || !std::is_same_v<S, T>;
   const int64_t most_channels = block_channels<T, S>(s, one_pass);
-  ChannelBlocking blocking(s, most_channels, kernels.panel);
+  ChannelBlocking blocking(s, choose_way(s, kernels.panel / 2), most_channels, kernels.panel);
   const int64_t columns = round_up(s.group_outputs(), kernels.panel);
   const int64_t packed_size =
       blocking.place_weights(sizeof(T) / sizeof(S), [&](const ChannelBlock&) { return columns; });
@@ -62,10 +62,9 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const Buffer<S> packed = pack_weight<S>(s, blocking, packed_size, as_type(weight, type), kernels.pack);
 
   DeformConvForwardParams<T, S> p{};
-  p.shape = s, p.blocks.data = blocking.blocks.data(), p.over_pixels = blocking.over_pixels;
-  p.narrow = blocking.narrow;
-  p.tile = blocking.tile(kForwardRows, [](const ChannelBlock& block) { return block.parts() * block.width; });
-  const bool in_place = map.channels_last && !blocking.over_pixels && blocking.has_all_lanes();
+  p.shape = s, p.blocks.data = blocking.blocks.data();
+  p.tile = blocking.tile(kForwardRows, &ChannelBlock::result_row);
+  const MapLayout layout = blocking.input_layout(map.channels_last, false);
   p.weight = packed.data();
   p.bias = data_or_null<T>(bias);
   p.output.channels_last = map.channels_last;
@@ -77,15 +76,16 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
     const S* const images = data_of<S>(map.tensor) + first * image_size;
     p.images = std::min(chunk, s.batch - first);
     p.tile.rows = tile_rows(p.images * s.out_pixels);
-    p.offset_mask = from_image(s, offset_mask, first);
+    p.offset_mask = offset_mask.from_image(s, first);
     p.output.data = mutable_data_of<S>(output) + first * s.out_channels * s.out_pixels;
     for (p.blocks.end = 0; p.blocks.end < blocking.count();) {
       p.blocks.begin = p.blocks.end;
       p.blocks.end = one_pass ? blocking.count()
                               : blocking.end_of_pass(p.blocks.begin, p.images * image_bytes, kStagingBytes);
-      p.input = {images, 0, s.channels, false};
-      if (!in_place) {
-        S* const copies = at_least(lay_out_copies(p), staged);
+      p.input = lay_out_input(p, layout);
+      p.input.data = images;
+      if (layout != MapLayout::in_place) {
+        S* const copies = at_least(p.images * p.input.image_size(s.in_pixels), staged);
         p.input.data = copies;
         each_stretch(p, map.channels_last, [&](const auto& pixels) { pixels.load(images, copies); });
       }

@@ -8,6 +8,8 @@
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
+static_assert(kForwardRows <= kStretch && kBackwardRows <= kStretch);  // tiles are copied at once
+
 // [channels][stride] or, if channels_last, [pixels][stride] -> [pixels][width], pixels to_stride apart. Lanes without a
 // channel become zero.
 template <typename S>
@@ -81,7 +83,8 @@ void from_lanes(const LaneMap& map, const T* from, int64_t width, int64_t from_s
   }
 }
 
-// Loads a group's sums over the blocks of earlier passes. (Only S = T has several passes.)
+// Loads a group's sums over the blocks of earlier passes. Only contiguous outputs of S = T have several passes, and
+// only groups with a matrix product have several blocks.
 template <typename T, typename S, int Rank>
 void load_group(const ForwardParams<T, S>& p, const ChannelBlock& block,
                 const ForwardMemory<T, S, Rank>& tile) {
@@ -102,10 +105,8 @@ void store_result(const ForwardParams<T, S>& p, const ChannelBlock& block,
     T* __restrict row = tile.result + r * p.tile.outputs;
     for (int64_t o = 0; o < block.outputs; ++o) row[o] += p.bias[block.first_output + o];
   }
-  const int64_t parts = block.is_narrow() ? block.parts() : 1;
-  for (int64_t part = 0; part < parts; ++part) {
-    const LaneMap lanes =
-        block.is_narrow() ? block.output_lanes(part * block.lanes) : identity_map(block.outputs);
+  for (int64_t part = 0; part < block.parts(); ++part) {
+    const LaneMap lanes = block.output_lanes(part);
     const int64_t width = round_up(lanes.groups * lanes.lanes, kLanes<T>);
     tile.rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
       from_lanes(lanes, tile.result + begin * p.tile.outputs + part * block.width, width, p.tile.outputs,
@@ -125,7 +126,7 @@ void gather_gradient(const BackwardParams<T, S>& p, const ChannelBlock& block,
     const int64_t count = end - begin;
     const S* const from = p.grad_output.at(p.shape, image, block.first_output, pixel);
     if (block.is_narrow()) {
-      const int64_t each = outputs / block.groups, groups = block.width / block.lanes, row = each * groups;
+      const int64_t each = outputs / block.groups, groups = block.padded_groups(), row = block.gradient_row();
       for (int64_t o = 0; o < each; ++o)
         to_lanes(LaneMap{1, block.groups, each, o}, from, stride, last,
                  tile.gradient + begin * row + o * groups, groups, row, count);

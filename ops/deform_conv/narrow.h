@@ -1,46 +1,49 @@
 // Products of narrow groups: depthwise convolutions, with any number of outputs for each channel, and groups of a few
-// channels. The lanes of a vector hold the columns of several groups. Each output of a group has a vector of sums, whose
-// lanes are added at the end.
+// channels. The lanes of a vector hold the columns of several groups. Each output of a group has a vector of sums,
+// whose lanes are added at the end.
 //
-// The outputs are computed in parts: a part has as many outputs of each group as the group has lanes. The packed weight of
-// a block is [part][tap][vector of the columns][output of the part][lane]. It has the type of the sums: each row reads all
-// of it, and would convert it again.
+// NarrowWeights is the layout of a block's packed weight. It has the type of the sums: each row reads all of it, and
+// would convert it again.
 #pragma once
 
 #include "tile_memory.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// Calls function(packed, output, channel, tap) for each weight of a block. packed: its index in the block's packed weight;
-// output: -1 if the lane or the output does not exist; channel: counted within the group.
+// The packed weight of a block
+template <typename T, typename S>
+T* narrow_weight(S* packed, const ChannelBlock& block) {
+  return reinterpret_cast<T*>(packed + block.weight_at);
+}
+
+// Calls function(packed, output, channel, tap) for each weight of a block. packed: its index in the block's packed
+// weight; output: -1 if the lane or the output does not exist; channel: counted within the group.
 template <typename T, typename Function>
 void each_narrow_weight(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
                         Function function) {
   constexpr int64_t lanes = kLanes<T>;
-  const int64_t group = block.lanes, parts = block.parts(), vectors = block.width / lanes;
-  const int64_t channels = s.group_channels(), outputs = s.group_outputs();
-  for (int64_t i = piece.begin_of(vectors * parts); i < piece.end_of(vectors * parts); ++i)
+  const NarrowWeights layout = block.narrow_weights(s.taps);
+  const int64_t vectors = block.width / lanes, all = vectors * layout.parts, outputs = s.group_outputs();
+  for (int64_t i = piece.begin_of(all); i < piece.end_of(all); ++i)
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      const int64_t part = i / vectors, vector = i % vectors, at = vector * lanes + lane;
-      const int64_t number = at / group, channel = at % group;
-      for (int64_t o = 0; o < group; ++o) {
-        const int64_t output = part * group + o;
-        const bool exists = number < block.groups && channel < channels && output < outputs;
-        int64_t packed = ((part * s.taps * vectors + vector) * group + o) * lanes + lane;
-        for (int64_t tap = 0; tap < s.taps; ++tap, packed += vectors * group * lanes)
-          function(packed, exists ? block.first_output + number * outputs + output : -1, channel, tap);
+      const int64_t first = i % vectors * lanes, group = (first + lane) / block.lanes;
+      const int64_t channel = (first + lane) % block.lanes;
+      for (int64_t o = 0; o < block.lanes; ++o) {
+        const int64_t output = i / vectors * block.lanes + o;
+        const bool exists = group < block.groups && channel < s.group_channels() && output < outputs;
+        for (int64_t tap = 0; tap < s.taps; ++tap)
+          function(layout.place(tap, first, output, lanes) + lane,
+                   exists ? block.first_output + group * outputs + output : -1, channel, tap);
       }
     }
 }
 
 template <typename T, typename S>
 void pack_narrow(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
-                 const WeightOf<const S>& weight, T* packed) {
-  const int64_t output_stride = s.group_channels() * s.taps;
-  each_narrow_weight<T>(s, block, piece, [=](int64_t to, int64_t output, int64_t channel, int64_t tap) {
-    packed[to] = output < 0 ? T(0)
-                            : load_lanes<T>(weight.data + output * output_stride +
-                                            channel * weight.channel_stride + tap * weight.tap_stride);
+                 const WeightOf<const S>& weight, S* packed) {
+  T* const to = narrow_weight<T>(packed, block);
+  each_narrow_weight<T>(s, block, piece, [=](int64_t at, int64_t output, int64_t channel, int64_t tap) {
+    to[at] = output < 0 ? T(0) : load_lanes<T>(weight.at(output, channel, tap));
   });
 }
 
@@ -70,7 +73,8 @@ DCNZOO_INLINE Vector<T> add_lanes(Vector<T>* sums) {
 template <typename T>
 struct NarrowProduct {
   static constexpr int lanes = kLanes<T>, most_sums = 8;  // sums that the registers hold
-  int64_t taps, vectors, parts, group;                    // group: the lanes of a group
+  NarrowWeights layout;                                   // of the weight
+  int64_t vectors;                                        // of the columns of a tap
   const T* weight;
   const T* bias;  // [part][width]
   T* result;      // [row][part][width], rows result_stride apart
@@ -79,29 +83,27 @@ struct NarrowProduct {
   template <typename S, int Rank>
   NarrowProduct(const ForwardParams<T, S>& p, const ChannelBlock& block,
                 const ForwardMemory<T, S, Rank>& tile)
-      : taps(p.shape.taps),
+      : layout(block.narrow_weights(p.shape.taps)),
         vectors(block.width / lanes),
-        parts(block.parts()),
-        group(block.lanes),
-        weight(reinterpret_cast<const T*>(p.weight + block.weight_at)),
+        weight(narrow_weight<const T>(p.weight, block)),
         bias(tile.bias),
         result(tile.result),
         result_stride(p.tile.outputs) {
-    for (int64_t lane = 0; lane < parts * block.width; ++lane) {
-      const LaneMap outputs = block.output_lanes(lane / block.width * group);
-      const int64_t output = outputs.channel_of(lane % block.width);
+    for (int64_t lane = 0; lane < block.result_row(); ++lane) {
+      const int64_t output = block.output_lanes(lane / block.width).channel_of(lane % block.width);
       tile.bias[lane] = p.bias && output >= 0 ? p.bias[block.first_output + output] : 0;
     }
   }
 
-  // Computes rows [begin, end). Columns: SampledColumns or NarrowColumns. Not inlined: with the walk around it, the compiler would
-  // run out of registers.
+  // Computes rows [begin, end). Columns: SampledColumns or NarrowColumns. Not inlined: with the walk around it, the
+  // compiler would run out of registers.
   template <int size = 1, typename Columns>
   __attribute__((noinline)) void multiply(const Columns& columns, int64_t begin, int64_t end) const {
-    if (group == size) {
+    if (layout.lanes == size) {
       constexpr int count = size < most_sums ? most_sums / size : 1;
-      for (int64_t part = 0; part < parts; ++part) multiply_part<size, count>(columns, begin, end, part, 0);
-    } else if constexpr (2 * size <= lanes) {
+      for (int64_t part = 0; part < layout.parts; ++part)
+        multiply_part<size, count>(columns, begin, end, part, 0);
+    } else if constexpr (2 * size <= Columns::most_lanes) {
       multiply<2 * size>(columns, begin, end);
     }
   }
@@ -119,11 +121,11 @@ struct NarrowProduct {
   void multiply_vectors(const Columns& all, int64_t begin, int64_t end, int64_t part, int64_t first) const {
     const NarrowProduct p = *this;  // local copies: the compiler would read members again after every store
     const Columns columns = all.from(first * lanes);
-    const int64_t tap_size = p.vectors * size * lanes, to = (part * p.vectors + first) * lanes;
-    const T* const weights = p.weight + part * p.taps * tap_size + first * size * lanes;
+    const int64_t tap_size = p.layout.tap_stride(), to = (part * p.vectors + first) * lanes;
+    const T* const weights = p.weight + p.layout.place(0, first * lanes, part * size, lanes);
     for (int64_t r = begin; r < end; ++r) {
       Vector<T> sums[count][size] = {};
-      for (int64_t tap = 0; tap < p.taps; ++tap) {
+      for (int64_t tap = 0; tap < p.layout.taps; ++tap) {
         const auto point = columns.at(tap, r);
         const T* const right = weights + tap * tap_size;
 #pragma GCC unroll 8
@@ -145,30 +147,31 @@ struct NarrowProduct {
 template <typename T, typename S>
 struct NarrowGradient {
   static constexpr int lanes = kLanes<T>, run = 32;
-  int64_t rows, taps, width, outputs, group;  // outputs: of a group; group: its lanes
-  const S* gradient;                          // of the outputs: [row][output of a group][group]
+  NarrowWeights layout;   // of the weight and its gradient
+  int64_t rows, outputs;  // outputs: of a group
+  int64_t groups;         // padded to whole vectors
+  const S* gradient;      // of the outputs: [row][output][group]
 
   template <int Rank>
   NarrowGradient(const BackwardParams<T, S>& p, const ChannelBlock& block,
                  const BackwardMemory<T, S, Rank>& tile)
-      : rows(tile.rows.count),
-        taps(p.shape.taps),
-        width(block.width),
+      : layout(block.narrow_weights(p.shape.taps)),
+        rows(tile.rows.count),
         outputs(p.shape.group_outputs()),
-        group(block.lanes),
+        groups(block.padded_groups()),
         gradient(tile.gradient) {}
 
-  // The gradients of the outputs for the vector of columns `column` in `count` rows: [row][output][lane], where all lanes of a
-  // group have the same value
+  // The gradients of the outputs for the vector of columns `column` in `count` rows: [row][output][lane], where all
+  // lanes of a group have the same value
   template <int... lane>
   void fill_lanes(int64_t first, int64_t count, int64_t column, T* to,
                   std::integer_sequence<int, lane...> all) const {
-    fill_lanes_of<1>(gradient + first * outputs * (width / group) + column / group, count * outputs, to, all);
+    fill_lanes_of<1>(gradient + first * outputs * groups + column / layout.lanes, count * outputs, to, all);
   }
   template <int size, int... lane>
   void fill_lanes_of(const S* from, int64_t count, T* to, std::integer_sequence<int, lane...> all) const {
-    if (group == size) {
-      for (int64_t i = 0; i < count; ++i, from += width / size) {
+    if (layout.lanes == size) {
+      for (int64_t i = 0; i < count; ++i, from += groups) {
         const auto values = load_lanes<Vector<T>>(from);
         store(to + i * lanes, shuffle<(lane / size)...>(values, values));
       }
@@ -176,23 +179,22 @@ struct NarrowGradient {
       fill_lanes_of<2 * size>(from, count, to, all);
     }
   }
-  // Calls function(columns, gradient, weight, rows) for each vector of columns in a run of rows. The pointers to gradient and
-  // weight are those of output 0.
+  // Calls function(columns, gradient, weight, rows) for each vector of columns in a run of rows. The pointers to
+  // gradient and weight are those of output 0.
   template <typename E, typename Weight, typename Function>
   DCNZOO_INLINE void each_vector(const Panels<E>& columns, Weight* weight, Function function) const {
     alignas(kVectorBytes) T filled[run * lanes * lanes];
-    for (int64_t c = 0; c < width; c += lanes)
+    for (int64_t c = 0; c < layout.width; c += lanes)
       for (int64_t first = 0; first < rows; first += run) {
         const int64_t count = rows - first < run ? rows - first : run;
         fill_lanes(first, count, c, filled, std::make_integer_sequence<int, lanes>());
-        for (int64_t tap = 0; tap < taps; ++tap)
-          function(columns.at(first, tap * width + c), filled, weight + (tap * width + c) * group, count);
+        for (int64_t tap = 0; tap < layout.taps; ++tap)
+          function(columns.at(first, tap * layout.width + c), filled, weight + layout.place(tap, c, 0, lanes),
+                   count);
       }
   }
   // The distance between the weights of output 0 and of this output
-  DCNZOO_INLINE int64_t weight_of(int64_t output) const {
-    return output / group * taps * width * group + output % group * lanes;
-  }
+  DCNZOO_INLINE int64_t weight_of(int64_t output) const { return layout.place(0, 0, output, lanes); }
   // Calls function(count, output) for all outputs, in steps of `count`, which is a constant.
   template <int count = 8, typename Function>
   DCNZOO_INLINE void each_outputs(const Function& function, int64_t output = 0) const {

@@ -11,8 +11,8 @@ namespace {
 
 // The number of columns of a panel, without the padding at the end of the last panel.
 template <typename T>
-int64_t columns_of(const DeformConvShapes& s, const ChannelBlock& block, int64_t panel) {
-  const int64_t left = s.taps * block.count - panel * kNR<T>;
+int64_t columns_of(const ChannelBlock& block, int64_t panel) {
+  const int64_t left = block.columns - panel * kNR<T>;
   return left < kNR<T> ? left : kNR<T>;
 }
 
@@ -21,9 +21,9 @@ template <typename T, typename S, int Rank>
 void multiply_columns(const ForwardParams<T, S>& p, const ChannelBlock& block,
                       const ForwardMemory<T, S, Rank>& tile) {
   constexpr int64_t panel = kNR<S>;
-  const int64_t depth = packed_depth<T, S>(p.shape, block), rows = tile.rows.count;
+  const int64_t depth = forward_depth<T, S>(block), rows = tile.rows.count;
   // the weight's last rows are zero, but the columns must not be NaN
-  for (int64_t last = p.shape.taps * block.count; last < depth; ++last)
+  for (int64_t last = block.columns; last < depth; ++last)
     for (int64_t r = 0; r < rows; ++r) *tile.columns.at(r, last) = 0;
   const LeftOperand<S, Constant<panel>, Constant<1>> left{
       tile.columns.data, {}, {}, panel, tile.columns.stride};
@@ -31,39 +31,42 @@ void multiply_columns(const ForwardParams<T, S>& p, const ChannelBlock& block,
              kNR<T>, !block.opens_group);
 }
 
+// Backward: the output's gradient as the left operand of products of bfloat16, [row][output]. It is read in place if it
+// is channels last and needs no padding (other outputs follow), else from a copy.
+template <typename T, typename S, int Rank>
+LeftOperand<S, int64_t, Constant<1>> gradient_rows(const BackwardParams<T, S>& p, const ChannelBlock& block,
+                                                   const BackwardMemory<T, S, Rank>& tile) {
+  const int64_t rows = tile.rows.count, depth = backward_depth<T, S>(block), padding = depth - block.outputs;
+  if (p.grad_output.channels_last && padding == 0)
+    return {p.grad_output.at(p.shape, tile.rows.image, block.first_output, tile.rows.pixel),
+            p.shape.out_channels,
+            {},
+            depth,
+            0};
+  const int64_t stride = BackwardMemory<T, S, Rank>::pair_stride(p);
+  transpose(tile.gradient, kBackwardRows, tile.pairs, stride, block.outputs, rows);
+  for (int64_t r = 0; padding > 0 && r < rows; ++r)
+    std::memset(tile.pairs + r * stride + block.outputs, 0, padding * sizeof(S));
+  return {tile.pairs, stride, {}, depth, 0};
+}
+
 // Backward: the columns' gradient, which is the output's gradient times the weight.
 template <typename T, typename S, int Rank>
 void multiply_by_weight(const BackwardParams<T, S>& p, const ChannelBlock& block,
                         const BackwardMemory<T, S, Rank>& tile) {
-  constexpr int64_t pair = kPair<T, S>;
-  const int64_t rows = tile.rows.count, panels = block.depth / kNR<T>;
   if (block.is_narrow())
     return NarrowGradient<T, S>(p, block, tile)
-        .multiply_by_weight(reinterpret_cast<const T*>(p.weight + block.weight_at), tile.gradients);
-  const int64_t outputs = round_up(block.outputs, kDepthStep<T, S>), more = outputs - block.outputs;
-  const int64_t stride = BackwardMemory<T, S, Rank>::pair_stride(p);
-  // channels-last gradients of bfloat16 are read where they lie, unless padding is needed: other outputs follow them
-  const bool in_place = p.grad_output.channels_last && more == 0;
-  if (pair > 1 && !in_place) {
-    transpose(tile.gradient, kBackwardRows, tile.pairs, stride, block.outputs, rows);
-    for (int64_t r = 0; more > 0 && r < rows; ++r)
-      std::memset(tile.pairs + r * stride + block.outputs, 0, more * sizeof(S));
-  }
-  const S* const left =
-      in_place ? p.grad_output.at(p.shape, tile.rows.image, block.first_output, tile.rows.pixel) : tile.pairs;
-  const int64_t left_stride = in_place ? p.shape.out_channels : stride;
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const S* const weight = p.weight + block.weight_at + panel * outputs * kNR<S>;
-    T* const to = tile.gradients.at(0, panel * kNR<T>);
-    const int64_t columns = columns_of<T>(p.shape, block, panel);
-    const auto multiply = [&](const auto& operand) {
-      gemm<T, S>(operand, rows, weight, outputs, columns, to, kNR<T>, 0, false);
-    };
-    if constexpr (pair > 1)
-      multiply(LeftOperand<S, int64_t, Constant<1>>{left, left_stride, {}, outputs, 0});
-    else
-      multiply(LeftOperand<S, Constant<1>, Constant<kBackwardRows>>{tile.gradient, {}, {}, outputs, 0});
-  }
+        .multiply_by_weight(narrow_weight<const T>(p.weight, block), tile.gradients);
+  const int64_t outputs = backward_depth<T, S>(block);
+  const auto multiply = [&](const auto& left) {
+    for (int64_t panel = 0; panel < block.depth / kNR<T>; ++panel)
+      gemm<T, S>(left, tile.rows.count, p.weight + block.weight_at + panel * outputs * kNR<S>, outputs,
+                 columns_of<T>(block, panel), tile.gradients.at(0, panel * kNR<T>), kNR<T>, 0, false);
+  };
+  if constexpr (kPair<T, S> > 1)
+    multiply(gradient_rows(p, block, tile));
+  else
+    multiply(LeftOperand<S, Constant<1>, Constant<kBackwardRows>>{tile.gradient, {}, {}, outputs, 0});
 }
 
 // Arranges the columns for products of bfloat16: [row][kNR] -> [row / 2][kNR][2] in every panel. Columns and gradient
@@ -99,7 +102,7 @@ void add_weight_gradient(const BackwardParams<T, S>& p, const ChannelBlock& bloc
   for (int64_t panel = 0; panel < block.depth / kNR<S>; ++panel) {
     const S* const from = tile.gradient + first * kBackwardRows;
     gemm<T, S>(LeftOperand<S, Constant<kBackwardRows>, Constant<1>>{from, {}, {}, rows, 0}, outputs,
-               tile.columns.at(0, panel * kNR<S>), rows, columns_of<T>(p.shape, block, panel),
+               tile.columns.at(0, panel * kNR<S>), rows, columns_of<T>(block, panel),
                to + (panel * block.outputs + first) * kNR<T>, kNR<T>, 0, true);
   }
 }

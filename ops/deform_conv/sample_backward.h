@@ -9,12 +9,18 @@
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 namespace {
 
+// What a pass over the samples of a tile computes: the gradient of the input, the gradients of offset and mask (over
+// channels, their dots), and the columns.
+struct SampleTargets {
+  bool input, points, columns;
+};
+
 // The number of points for which sum_rows completes the dot products of gradient and pixels at once.
 template <typename T, int Rank>
 constexpr int64_t kTogether = kLanes<T> > kCorners<Rank> ? kLanes<T> / kCorners<Rank> : 1;
 
-// The gradient of as many columns as a Value holds. With pixels of the type EvenOdd, it is needed in two orders: in memory
-// order for the gradient of the input, and in the order of the pixels for their dot products.
+// The gradient of as many columns as a Value holds. With pixels of the type EvenOdd, it is needed in two orders: in
+// memory order for the gradient of the input, and in the order of the pixels for their dot products.
 template <typename T, typename Value>
 struct ColumnGradient {
   using Part = std::conditional_t<std::is_same_v<Value, EvenOdd>, Vector<T>, Value>;
@@ -34,8 +40,7 @@ struct ColumnGradient {
   }
 };
 
-// One tap of one output pixel, for the channels of a block. Input, Points and Columns: whether to compute the
-// gradient of the input, the gradients of offset and mask, and the columns.
+// One tap of one output pixel, for the channels of a block. Input, Points and Columns are SampleTargets.
 template <typename Panel, typename T, typename S, int Rank, bool Input, bool Points, bool Columns,
           typename Channels>
 struct PointBackward {
@@ -70,8 +75,8 @@ struct PointBackward {
     if (Input) to[i] = p.grad_input + place;
   }
 
-  // Writes dots, whose lanes still have to be added, as [corner][point of kTogether][kLanes]. whole: all corners are used, and
-  // the mask is finite.
+  // Writes dots, whose lanes still have to be added, as [corner][point of kTogether][kLanes]. whole: all corners are
+  // used, and the mask is finite.
   template <bool whole>
   DCNZOO_INLINE void add(const Panels<T>& gradients, S* columns, T* dots) {
     const Panels<T> panels = gradients;  // a local copy: the compiler would read it again after every store
@@ -145,7 +150,7 @@ void sample_backward(const BackwardParams<T, S>& p, const ChannelBlock& block,
           store(sums, sum_rows(dots + i * lanes));
           for (int64_t lane = 0; lane < lanes; ++lane) {
             const int64_t point = (i + lane) % together, corner = (i + lane) / together;
-            T* const to = tile.dots + ((tap + point % tap_step) * corners + corner) * kBackwardRows + r;
+            T* const to = tile.dots_of(tap + point % tap_step) + corner * kBackwardRows + r;
             if (by_rows || point < left) to[point % row_step] = sums[lane];  // rows are padded
           }
         }
@@ -153,13 +158,13 @@ void sample_backward(const BackwardParams<T, S>& p, const ChannelBlock& block,
   });
 }
 
-// The gradients of offset and mask at a tap's points, from the dots, [corner][row]: [tap · rank + axis][row] of the offset,
-// then [tap][row] of the mask.
+// Computes tile.offset_mask for a tap, from its points and its dots, [corner][row].
 template <typename T, typename S, int Rank>
 void offset_mask_gradients(const BackwardParams<T, S>& p, const BackwardMemory<T, S, Rank>& tile, int64_t tap,
                            const BackwardPoints<T, Rank>& points, const T* dots) {
   constexpr int corners = kCorners<Rank>;
   constexpr int64_t rows = kBackwardRows;
+  const PointChannels channels = point_channels(p.shape);
   for (int64_t r = 0; r < tile.rows.count; r += kLanes<T>) {  // rows are padded to whole vectors
     const Vector<T> factor = load(points.factor + r), rest = load(points.rest + r);
     Vector<T> gradient[Rank + 1] = {};
@@ -174,32 +179,17 @@ void offset_mask_gradients(const BackwardParams<T, S>& p, const BackwardMemory<T
     // Outside the map, the offset's gradient is zero. The mask's is gradient · 0, which is NaN for Inf.
     const Vector<T> zero{};
     for (int axis = 0; axis < Rank; ++axis)
-      store(tile.offset_mask + (tap * Rank + axis) * rows + r, index == -1 ? zero : gradient[axis]);
-    store(tile.offset_mask + (p.shape.taps * Rank + tap) * rows + r, gradient[Rank]);
+      store(tile.point_gradient(channels.offset(tap, axis)) + r, index == -1 ? zero : gradient[axis]);
+    store(tile.point_gradient(channels.mask(tap)) + r, gradient[Rank]);
   }
 }
 
-// Channel `index` of an image's gradients of offset and mask: [tap · rank + axis] of the offset, then [tap] of the
-// mask. Null if it is not needed.
+// One of PointChannels of an image in block i's own gradients, if blocks share points.
 template <typename T, typename S>
-T* offset_mask_channel(const BackwardParams<T, S>& p, const PointGroup& points, int64_t image,
-                       int64_t index) {
-  const DeformConvShapes& s = p.shape;
-  const int64_t offsets = s.taps * s.rank;
-  const bool of_mask = index >= offsets;
-  T* const to = of_mask ? p.grad_offset_mask.mask : p.grad_offset_mask.offset;
-  if (to == nullptr) return nullptr;
-  const int64_t channel = of_mask ? (image * s.mask_groups + points.mask) * s.taps + index - offsets
-                                  : (image * s.offset_groups + points.offset) * offsets + index;
-  return to + channel * s.out_pixels;
-}
-
-// The same in block i's own gradients, if blocks share points.
-template <typename T, typename S>
-T* offset_mask_channel_of_block(const BackwardParams<T, S>& p, int64_t i, int64_t image, int64_t index) {
-  const int64_t channels = p.shape.taps * (p.shape.rank + 1);
+T* own_point_gradient(const BackwardParams<T, S>& p, int64_t i, int64_t image, int64_t channel) {
+  const int64_t channels = point_channels(p.shape).count();
   return p.grad_offset_mask_of_blocks +
-         (((i - p.blocks.begin) * channels + index) * p.images + image) * p.shape.out_pixels;
+         (((i - p.blocks.begin) * channels + channel) * p.images + image) * p.shape.out_pixels;
 }
 
 // Stores a tile's gradients of offset and mask at some points of block i.
@@ -207,34 +197,33 @@ template <typename T, typename S, int Rank>
 void store_offset_mask(const BackwardParams<T, S>& p, int64_t i, const PointGroup& points,
                        const BackwardMemory<T, S, Rank>& tile) {
   tile.rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
-    for (int64_t index = 0; index < p.shape.taps * (Rank + 1); ++index) {
-      T* to = offset_mask_channel(p, points, image, index);
+    for (int64_t channel = 0; channel < point_channels(p.shape).count(); ++channel) {
+      T* to = p.grad_offset_mask.at(p.shape, image, points, channel);
       if (to == nullptr) continue;
-      if (p.blocks.data[i].shares_points) to = offset_mask_channel_of_block(p, i, image, index);
-      std::memcpy(to + pixel, tile.offset_mask + index * kBackwardRows + begin, (end - begin) * sizeof(T));
+      if (p.blocks.data[i].shares_points) to = own_point_gradient(p, i, image, channel);
+      std::memcpy(to + pixel, tile.point_gradient(channel) + begin, (end - begin) * sizeof(T));
     }
   });
 }
 
-// Sums channel `index` of an image's grad_offset_mask_of_blocks over the blocks that share points.
 template <typename T, typename S>
-void sum_offset_mask(const BackwardParams<T, S>& p, int64_t image, int64_t index) {
-  const bool of_mask = index >= p.shape.taps * p.shape.rank;
+void sum_offset_mask(const BackwardParams<T, S>& p, int64_t image, int64_t channel) {
+  const bool of_mask = point_channels(p.shape).is_mask(channel);
   const auto group_of = [&](const ChannelBlock& block) {
     return of_mask ? block.points.mask : block.points.offset;
   };
   for (int64_t i = p.blocks.begin; i < p.blocks.end; ++i) {
     const ChannelBlock& block = p.blocks.data[i];
-    T* __restrict to = offset_mask_channel(p, block.points, image, index);
+    T* __restrict to = p.grad_offset_mask.at(p.shape, image, block.points, channel);
     if (to == nullptr || !block.shares_points) continue;
     const bool first = i == 0 || group_of(p.blocks.data[i - 1]) != group_of(block);
-    const T* __restrict from = offset_mask_channel_of_block(p, i, image, index);
+    const T* __restrict from = own_point_gradient(p, i, image, channel);
     for (int64_t pixel = 0; pixel < p.shape.out_pixels; ++pixel)
       to[pixel] = first ? from[pixel] : to[pixel] + from[pixel];
   }
 }
 
-// One tap of one channel for the rows [row, row + lanes of a Value), where pixels are the lanes. Returns the columns.
+// Over pixels: one tap of one channel for the rows [row, row + lanes of a Value). Returns the columns.
 template <typename T, int Rank, typename Value>
 DCNZOO_INLINE Value differentiate_pixels(const BackwardPoints<T, Rank>& points, int64_t row,
                                          const CornerDistances<Rank>& distance, const T* plane, T* grad_plane,
@@ -270,24 +259,24 @@ DCNZOO_INLINE Value differentiate_pixels(const BackwardPoints<T, Rank>& points, 
   return column * rest;
 }
 
-// Where pixels are the lanes: replaces the columns' gradient, in tile.planes, by the columns, and computes the gradients of
-// input, offset and mask.
+// Over pixels: replaces the columns' gradient, in tile.planes, by the columns, and computes the gradients of input,
+// offset and mask.
 template <typename T, int Rank>
 void sample_backward_over_pixels(const BackwardParams<T, T>& p, int64_t index,
-                                 const BackwardMemory<T, T, Rank>& tile, bool input, bool points,
-                                 bool columns) {
+                                 const BackwardMemory<T, T, Rank>& tile, SampleTargets targets) {
+  const bool input = targets.input, points = targets.points, columns = targets.columns;
   const DeformConvShapes& s = p.shape;
   const ChannelBlock& block = p.blocks.data[index];
   const Rows<T, Rank>& rows = tile.rows;
   BackwardPoints<T, Rank>& table = *tile.table;  // of one tap
   const CornerDistances<Rank> distance(s, 1);
-  const int64_t sharing = channels_of_points(s), start = p.input.place_of(block, s.in_pixels);
+  const int64_t sharing = block.sharing, start = p.input.place_of(block, s.in_pixels);
   for (int64_t first = 0; first < block.count; first += sharing) {
     const PointGroup group = points_of(s, block.first + first);
     for (int64_t tap = 0; tap < s.taps; ++tap) {
       compute_points(s, p.offset_mask, group, rows, tap, table);
       for (int64_t channel = first; channel < first + sharing; ++channel) {
-        T* const plane = tile.planes.column(tap * block.width + block.column_of(channel));
+        T* const plane = tile.planes.column(block.column(tap, block.lane_of(channel)));
         rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
           const int64_t at = start + rows.map[begin] + channel * s.in_pixels;
           const T* const pixels = points || columns ? p.input.data + at : nullptr;

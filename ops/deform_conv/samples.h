@@ -1,5 +1,5 @@
-// Samples of the input in the forward: over channels, whose vectors are read at the corners of one point, or over pixels,
-// whose points are a vector. Included by *_cpu_kernel.cpp only.
+// Samples of the input in the forward: over channels, whose vectors are read at the corners of one point, or over
+// pixels, whose points are a vector. Included by *_cpu_kernel.cpp only.
 #pragma once
 
 #include <cstring>
@@ -20,8 +20,8 @@ struct SampledPoint {
   // The samples of as many channels, from `channel` on, as a Value holds
   template <typename Value>
   DCNZOO_INLINE Value read(int64_t channel) const {
-    Value
-        value{};  // not the first product: the compiler could then round another product than for other points
+    // not the first product: the compiler could then round another product than for other points
+    Value value{};
     for (int i = 0; i < (whole ? corners : used); ++i)
       value += weight[i] * load_lanes<Value>(from[i] + channel);
     return whole ? value : value * rest;
@@ -32,6 +32,7 @@ struct SampledPoint {
 template <typename T, typename S, int Rank, bool whole>
 struct SampledColumns {
   using Point = SampledPoint<T, S, Rank, whole>;
+  static constexpr int most_lanes = kUnstoredLanes;  // of groups whose product reads them
   const ForwardPoints<T, Rank>* table;
   const S* maps;
   const int64_t* starts;
@@ -79,8 +80,8 @@ struct SampledColumns {
 // The distance of the pixels that are fetched into the L1 cache
 constexpr int64_t kPixelsAhead = 8;
 
-// Computes the columns of rows [begin, end) for the `width` channels or lanes of a block, over channels. For few channels, the inner loop is over
-// several rows of a tap, because their columns have the same place in each row. Layout: Panels or NarrowColumns.
+// Computes the columns of rows [begin, end) for the `width` channels or lanes of a block, over channels. For few channels, the
+// inner loop is over several rows of a tap: their columns have the same place in each row. Layout: Panels or NarrowColumns.
 template <typename Panel, typename T, typename S, int Rank, bool whole, typename Layout>
 void sample(const SampledColumns<T, S, Rank, whole>& all, const DeformConvShapes& s, int64_t width,
             const Layout& layout, int64_t begin, int64_t end) {
@@ -109,7 +110,7 @@ void sample(const SampledColumns<T, S, Rank, whole>& all, const DeformConvShapes
   });
 }
 
-// Where pixels are the lanes: the corners of as many points as a Value has lanes. Corners outside the map (index < 0) are
+// Over pixels: the corners of as many points as a Value has lanes. Corners outside the map (index < 0) are
 // zeros. whole: all points are whole, and only the index of the first corner is read.
 template <int Rank, typename Value, typename Index, typename T>
 DCNZOO_INLINE void gather_corners(const T* plane, const Index* index, const CornerDistances<Rank>& distance,
@@ -168,7 +169,7 @@ DCNZOO_INLINE void each_row(int64_t begin, int64_t end, const Function& function
 template <typename T, typename Value>
 using IndexOf = std::conditional_t<std::is_arithmetic_v<Value>, IntegerOf<T>, Vector<IntegerOf<T>>>;
 
-// Computes the columns of a tile where pixels are the lanes.
+// Computes the columns of a tile over pixels.
 template <typename T, int Rank, bool whole>
 void sample_over_pixels(const ForwardParams<T, T>& p, const ChannelBlock& block,
                         const ForwardMemory<T, T, Rank>& tile) {
@@ -176,7 +177,6 @@ void sample_over_pixels(const ForwardParams<T, T>& p, const ChannelBlock& block,
   ForwardPoints<T, Rank>& points = *tile.table;  // of one tap
   const DeformConvShapes& s = p.shape;
   const CornerDistances<Rank> distance(s, 1);
-  const int64_t sharing = channels_of_points(s);
   // One channel of a tap, for the rows [begin, end) of an image.
   const auto sample = [&](const T* plane, int64_t begin, int64_t end, T* to) {
     each_row<T>(begin, end, [&](auto value, int64_t row) {
@@ -195,15 +195,16 @@ void sample_over_pixels(const ForwardParams<T, T>& p, const ChannelBlock& block,
     });
   };
   // the weights of lanes without a channel are zero, but the columns must not be NaN
-  for (int64_t column = 0; block.is_narrow() && column < s.taps * block.width; ++column)
+  for (int64_t column = 0; block.is_narrow() && column < block.columns; ++column)
     if (block.input_lanes().channel_of(column % block.width) < 0)
       std::memset(tile.planes.column(column), 0, kForwardRows * sizeof(T));
+  const int64_t sharing = block.sharing;
   for (int64_t first = 0; first < block.count; first += sharing)
     for (int64_t tap = 0; tap < s.taps; ++tap) {
       compute_points(s, p.offset_mask, points_of(s, block.first + first), tile.rows, tap, points, whole);
       for (int64_t channel = first; channel < first + sharing; ++channel) {
         const T* const plane = p.input.data + p.input.place_of(block, s.in_pixels) + channel * s.in_pixels;
-        T* const to = tile.planes.column(tap * block.width + block.column_of(channel));
+        T* const to = tile.planes.column(block.column(tap, block.lane_of(channel)));
         tile.rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
           sample(plane + tile.rows.map[begin], begin, end, to);
         });

@@ -92,7 +92,7 @@ struct Rows {
       position[axis] = rest % s.out[axis];
       rest /= s.out[axis];
     }
-    const int64_t map_size = s.in_pixels * input.channels;
+    const int64_t map_size = input.image_size(s.in_pixels);
     int64_t place = image * map_size;
     for (int64_t r = 0, end; r < rows; r = end) {  // a stretch of the last axis
       end = r + s.out[Rank - 1] - position[Rank - 1] < rows ? r + s.out[Rank - 1] - position[Rank - 1] : rows;
@@ -174,6 +174,7 @@ struct TapSampling {
 template <typename T, int Rank, typename Points>
 void compute_points(const DeformConvShapes& s, const StoredOffsetMask<T>& stored, const PointGroup& group,
                     const Rows<T, Rank>& rows, int64_t tap, Points& points, bool whole = false) {
+  static_assert(kForwardRows <= kBackwardRows);
   T converted[Rank + 1][kBackwardRows];
   TapSampling<T, Rank, Points> part;
   part.points = &points;
@@ -183,36 +184,33 @@ void compute_points(const DeformConvShapes& s, const StoredOffsetMask<T>& stored
     part.shift[axis] = T((rest % s.kernel[axis]) * s.dilation[axis]);
   }
   rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
-    // Returns a channel of offset or mask for these rows: in place if its type is T, as a copy if bfloat16, or `absent`.
-    // tap_step: the channels from one tap to the next
-    const auto channel_of = [&](const T* values, const BFloat16Bits* bits, int64_t channel, int64_t tap_step,
-                                T* copy, const T* absent) -> const T* {
-      const int64_t at = channel * s.out_pixels + pixel;
-      // the same rows of the next tap: channels are too far apart for the CPU to fetch them by itself
-      const int64_t next = at + tap_step * s.out_pixels;
-      for (int64_t i = 0; values && i < end - begin; i += 64 / int64_t(sizeof(T)))
-        __builtin_prefetch(values + next + i);
+    // Returns a channel of offset or mask for these rows: in place if its type is T, as a copy if bfloat16, or
+    // `absent`. tap_step: the channels from one tap to the next
+    const auto read = [&](int64_t channel, int64_t tap_step, T* copy, const T* absent) -> const T* {
       if constexpr (std::is_same_v<T, float>)
-        if (bits) {
-          load_row(bits + at, copy, end - begin);
+        if (const BFloat16Bits* const bits = stored.bits.at(s, image, group, channel)) {
+          load_row(bits + pixel, copy, end - begin);
           return copy;
         }
-      return values ? values + at : absent;
+      const T* const values = stored.values.at(s, image, group, channel);
+      if (values == nullptr) return absent;
+      // the same rows of the next tap: channels are too far apart for the CPU to fetch them by itself
+      for (int64_t i = 0; i < end - begin; i += 64 / int64_t(sizeof(T)))
+        __builtin_prefetch(values + pixel + tap_step * s.out_pixels + i);
+      return values + pixel;
     };
-    const auto& [values, bits] = stored;
+    const PointChannels channels = point_channels(s);
     part.begin = begin;
     for (int axis = 0; axis < Rank; ++axis) {
       part.base[axis] = rows.base[axis] + begin;
-      const int64_t channel = ((image * s.offset_groups + group.offset) * s.taps + tap) * Rank + axis;
-      part.offset[axis] = channel_of(values.offset, bits.offset, channel, Rank, converted[axis], rows.zeros);
+      part.offset[axis] = read(channels.offset(tap, axis), Rank, converted[axis], rows.zeros);
     }
-    const int64_t channel = (image * s.mask_groups + group.mask) * s.taps + tap;
-    part.mask = channel_of(values.mask, bits.mask, channel, 1, converted[Rank], rows.ones);
+    part.mask = read(channels.mask(tap), 1, converted[Rank], rows.ones);
     part.fill(end - begin, whole);
   });
 }
 
-// table: [tap]
+// table: [tap]. For samples over channels; those over pixels compute the points of one tap after another.
 template <typename T, int Rank, typename Points>
 void compute_sampling_table(const DeformConvShapes& s, const StoredOffsetMask<T>& stored,
                             const PointGroup& group, const Rows<T, Rank>& rows, Points* table,

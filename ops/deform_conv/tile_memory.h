@@ -1,5 +1,5 @@
-// The memory of a tile, and the layouts of its columns (as in im2col): the sampled values [row][tap · channel of the block].
-// Included by *_cpu_kernel.cpp only.
+// The memory of a tile, and the layouts of its columns (as in im2col): the sampled values [row][tap · channel of the
+// block]. Included by *_cpu_kernel.cpp only.
 #pragma once
 
 #include "sampling_table.h"
@@ -21,8 +21,8 @@ struct Panels {
   DCNZOO_INLINE S* at(int64_t row, int64_t column) const { return data + place(row, column); }
   DCNZOO_INLINE int64_t panel_stride() const { return stride; }
 
-  static S* take(Arena& arena, const TileSizes& tile) {
-    return arena.take<S>(tile.depth / kNR<S> * Panels(nullptr, tile).stride);
+  static Panels take(Arena& arena, const TileSizes& tile) {
+    return Panels(arena.take<S>(tile.depth / kNR<S> * Panels(nullptr, tile).stride), tile);
   }
 };
 
@@ -39,6 +39,7 @@ struct NarrowColumns {
       return load_lanes<Value>(from + lane);
     }
   };
+  static constexpr int most_lanes = kLanes<T>;  // of groups whose product reads them
   T* data;
   int64_t stride, width;
 
@@ -84,6 +85,8 @@ using BackwardParams = DeformConvBackwardParams<T, S>;
 // bfloat16 is multiplied in pairs of rows of the right operand: see gemm.h.
 template <typename T, typename S>
 constexpr int64_t kPair = sizeof(T) / sizeof(S);
+static_assert(kNR<BFloat16Bits> ==
+              kNR<float>);  // panels of columns and of their gradient have the same columns
 
 template <typename T, typename S, int Rank>
 struct ForwardMemory {
@@ -91,16 +94,16 @@ struct ForwardMemory {
   ForwardPoints<T, Rank>* table;   // [tap]
   Panels<S> columns;               // of matrix products
   T* narrow;                       // those of narrow groups: see NarrowColumns
-  Planes<T, kForwardRows> planes;  // where pixels are the lanes: the columns, before they become panels
-  T* result;                       // [row][outputs, padded to whole panels]
+  Planes<T, kForwardRows> planes;  // samples over pixels, before they become panels or NarrowColumns
+  T* result;                       // [row][ChannelBlock::result_row, padded to whole panels]
   T* bias;                         // of narrow groups, in the lanes of the result
 
   ForwardMemory(Arena& arena, const ForwardParams<T, S>& p)
       : rows(Rows<T, Rank>::allocate(arena, p.tile.rows)),
         table(arena.take<ForwardPoints<T, Rank>>(p.shape.taps)),
-        columns(Panels<S>::take(arena, p.tile), p.tile),
-        narrow(arena.take<T>(p.narrow ? p.tile.depth * kRowsTogether : 0)),
-        planes{arena.take<T>(p.over_pixels ? p.tile.depth * kForwardRows : 0)},
+        columns(Panels<S>::take(arena, p.tile)),
+        narrow(arena.take<T>(is_narrow(p.way()) ? p.tile.depth * kRowsTogether : 0)),
+        planes{arena.take<T>(is_over_pixels(p.way()) ? p.tile.depth * kForwardRows : 0)},
         result(arena.take<T>(p.tile.outputs * p.tile.rows)),
         bias(arena.take<T>(p.tile.outputs)) {}
 };
@@ -111,24 +114,29 @@ struct BackwardMemory {
   BackwardPoints<T, Rank>* table;   // [tap]
   Panels<T> gradients;              // of the columns
   Panels<S> columns;                // in the same memory unless the type differs
-  S* gradient;                      // of the output, [output][row] or, of narrow groups, as in NarrowGradient
+  S* gradient;                      // of the output, [output][row] or, of narrow groups, [row][gradient_row]
   S* pairs;                         // bfloat16: `gradient` as [row][output], rows pair_stride apart
   T* dots;                          // Σ over channels of gradient · pixel, [tap][corner][row]
-  T* offset_mask;                   // gradients of offset and mask, [tap · (rank + 1)][row]
-  Planes<T, kBackwardRows> planes;  // where pixels are the lanes: `gradients`
+  T* offset_mask;                   // gradients of offset and mask, [PointChannels][row]
+  Planes<T, kBackwardRows> planes;  // samples over pixels: `gradients`
 
   BackwardMemory(Arena& arena, const BackwardParams<T, S>& p)
       : rows(Rows<T, Rank>::allocate(arena, kBackwardRows)),
         table(arena.take<BackwardPoints<T, Rank>>(p.shape.taps)),
-        gradients(Panels<T>::take(arena, p.tile), p.tile),
-        columns(kPair<T, S> == 1 ? reinterpret_cast<S*>(gradients.data) : Panels<S>::take(arena, p.tile),
-                p.tile),
+        gradients(Panels<T>::take(arena, p.tile)),
+        columns(kPair<T, S> == 1 ? Panels<S>(reinterpret_cast<S*>(gradients.data), p.tile)
+                                 : Panels<S>::take(arena, p.tile)),
         gradient(
             arena.take<S>(p.tile.outputs * kBackwardRows + kLanes<S>)),  // the last load reads a whole vector
         pairs(arena.take<S>(kPair<T, S> == 1 ? 0 : pair_stride(p) * kBackwardRows)),
         dots(arena.take<T>(p.shape.taps * kCorners<Rank> * kBackwardRows)),
-        offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * kBackwardRows)),
-        planes{arena.take<T>(p.over_pixels ? p.tile.depth * kBackwardRows : 0)} {}
+        offset_mask(arena.take<T>(point_channels(p.shape).count() * kBackwardRows)),
+        planes{arena.take<T>(is_over_pixels(p.way()) ? p.tile.depth * kBackwardRows : 0)} {}
+
+  // The rows of a tap's dots, [corner][row]
+  T* dots_of(int64_t tap) const { return dots + tap * kCorners<Rank> * kBackwardRows; }
+  // The rows of the gradient of one of PointChannels
+  T* point_gradient(int64_t channel) const { return offset_mask + channel * kBackwardRows; }
 
   // The padding keeps rows out of the same L1 cache set.
   static int64_t pair_stride(const BackwardParams<T, S>& p) { return p.tile.outputs + kNR<S>; }
