@@ -135,5 +135,5 @@ def _load_exported(
     defaults = inspect.signature(load).parameters
     for name, value in others.items():
         if value not in (defaults[name].default, {}):
-            raise ValueError(f"{name}: not allowed with an exported file")
+            raise ValueError(f"{name}: expected no value with an exported file")
     return ExportedDetector(model, **settings)

@@ -65,8 +65,9 @@ def test_wrong_paths(path, tmp_path, monkeypatch):
     [
         ([], "expected a new file.*model.onnx"),
         (["--force", "--test-img", "absent.png"], "absent.png"),
-        (["--force", "--fp16", "--test-img", "."], "verify: expected no picture with"),
-        (["--force", "--test-img", ".", "--skip-postprocess"], "raw.outputs|skip-postprocess"),
+        (["--force", "--test-img", "."], "--test-img: expected a file"),
+        (["--force", "--fp16", "--test-img", PICTURE], "verify: expected no picture with"),
+        (["--force", "--test-img", PICTURE, "--skip-postprocess"], "raw.outputs|skip-postprocess"),
         (["--force", "--int8", "."], "int8: expected a folder of images"),
         (["--force", "--deform-conv", "native", "--opset-version", 18], "expected 19 to 23"),
     ],
