@@ -45,10 +45,10 @@ def keep_boxes(
     # shift the boxes of each class apart, so that those of two classes do not overlap
     apart = present + labels[..., None].to(boxes.dtype) * (present.amax((1, 2), keepdim=True) + 1)
     remains = select_boxes(apart, scores, iou_threshold, max_boxes)
-    return _first_boxes(boxes, torch.where(remains, scores, ABSENT), max_boxes)
+    return _topk_boxes(boxes, torch.where(remains, scores, ABSENT), max_boxes)
 
 
-def _first_boxes(
+def _topk_boxes(
     boxes: Tensor, scores: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:  # [N, count, 5], [N, count]
     """Return the ``count`` best boxes; missing ones are zeros with the score ``ABSENT`` and a valid index."""
@@ -142,7 +142,7 @@ def _soft_keep_boxes(
     # the number of steps; OpenVINO takes one step if the step does not read its row
     rows = [scores.new_full((max_boxes,), min_score)]
     _, taken, *_ = torch.ops.higher_order.scan(step, states, rows, ())
-    return _first_boxes(boxes, taken, max_boxes)
+    return _topk_boxes(boxes, taken, max_boxes)
 
 
 def _ious(box: Tensor, boxes: Tensor) -> Tensor:  # [N, 1, 4], [N, M, 4] -> [N, M]
@@ -251,7 +251,7 @@ def roi_align_pyramid_graph(
 LOOPS: dict[Callable, Callable] = {torch.ops.dcnzoo._soft_keep_boxes.default: _soft_keep_boxes}
 
 
-def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def dynamic_topk(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the ``count`` best scores of ``[N, M]`` and their indices; fewer if M is fixed and smaller."""
     available = scores.shape[1]
     if isinstance(available, int):

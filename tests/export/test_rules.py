@@ -27,7 +27,7 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.export.onnx import export_onnx
 from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.export import rules
-from dcnzoo.openmmlab.export.functions import keep_all, logit, replace_everywhere
+from dcnzoo.openmmlab.export.functions import replace_everywhere, traced_batched_nms, traced_inverse_sigmoid
 from dcnzoo.openmmlab.export.mixins import boxes, layers, roi
 from dcnzoo.openmmlab.export.nms import of_class
 from dcnzoo.openmmlab.export.predict import Predictor
@@ -64,19 +64,19 @@ def assert_first(results, expected, total):
 @pytest.mark.parametrize("class_agnostic", [True, False])
 def test_nms(class_agnostic):
     args = boxes_of(80), torch.rand(80), torch.arange(80) % 2, dict(type="nms", iou_threshold=0.3)
-    expected, results = batched_nms(*args, class_agnostic), keep_all(*args, class_agnostic)
+    expected, results = batched_nms(*args, class_agnostic), traced_batched_nms(*args, class_agnostic)
     assert_first(results, expected, 80)
     assert (results[0][len(expected[0]) :, 4] < 0).all()
 
 
 def test_two_inverse_sigmoids_of_one_tensor(tmp_path):
-    """Decoders of several layers make such calls. If mmdet's own function passes, ``logit`` is not needed."""
+    """Decoders of several layers make such calls. A replacement is not needed if mmdet's own passes."""
 
     def of(inverse):
         return module_of(lambda x: inverse(x) + inverse(x, eps=1e-3))
 
     x, path = torch.linspace(0, 1, 9), tmp_path / "model.onnx"
-    export_onnx(of(logit), (x,), path)
+    export_onnx(of(traced_inverse_sigmoid), (x,), path)
     torch.testing.assert_close(run(path, x)[0], of(inverse_sigmoid)(x), rtol=0, atol=1e-4)
     export_onnx(of(inverse_sigmoid), (x,), path)
     with pytest.raises(Exception, match="is not a graph input"):
