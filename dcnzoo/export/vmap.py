@@ -67,10 +67,9 @@ def along_axis(operator: Callable) -> Callable:
 aten = torch.ops.aten
 ROW_BY_ROW = (
     *(aten._adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d_with_indices.default),
-    *(aten._native_batch_norm_legit_no_training.default, aten.native_batch_norm.default),
-    *(aten.native_layer_norm.default, aten.convolution.default, aten.pixel_shuffle.default),
-    *(aten.upsample_bilinear2d.default, aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.default),
-    *(aten.upsample_nearest2d.vec, aten.replication_pad2d.default),
+    *(aten.native_batch_norm.default, aten.native_layer_norm.default, aten.convolution.default),
+    *(aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec, aten.pixel_shuffle.default),
+    aten.replication_pad2d.default,
 )
 ALONG_AXIS = (aten.cat.default, aten.gather.default, aten.scatter.src, aten.scatter.value)
 BATCHING = {
