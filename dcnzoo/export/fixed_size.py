@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.export.graph import FLOAT, INT64, Graph, Value, translates
+from dcnzoo.export.graph import DYNAMO, FLOAT, INT64, Graph, Value, translates
 from dcnzoo.export.operators.nms import LEAST_IOU
 from dcnzoo.export.operators.roi_align import align
 from dcnzoo.export.vmap import row_by_row
@@ -89,7 +89,7 @@ def _(boxes, scores, iou_threshold, max_boxes):
 select_boxes.register_vmap(row_by_row(select_boxes, inputs=2))
 
 
-@translates("dcnzoo::_select_boxes", dynamo_only=True)
+@translates("dcnzoo::_select_boxes", [DYNAMO])
 def select_boxes_graph(g: Graph, boxes: Value, scores: Value, iou_threshold: float, max_boxes: int) -> Value:
     chosen = g.NonMaxSuppression(
         g.Cast(boxes, to=FLOAT),
@@ -212,7 +212,7 @@ def _(info, dims, levels, rois, *settings):
     return unfold(roi_align_pyramid(levels, rois, *settings), size, 0), 0
 
 
-@translates("dcnzoo::_roi_align_pyramid", dynamo_only=True)
+@translates("dcnzoo::_roi_align_pyramid", [DYNAMO])
 def roi_align_pyramid_graph(
     g: Graph,
     levels: list[Value],

@@ -18,9 +18,8 @@ from torch import nn
 
 from dcnzoo.detect.outputs import MASK_THRESHOLD, rescale_detections
 from dcnzoo.detect.session import Session
-from dcnzoo.export import export_onnx
+from dcnzoo.export import export_onnx, save_ir
 from dcnzoo.export.fixed_size import ABSENT, keep_boxes, roi_align_pyramid
-from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.export.result import Agreement
 from dcnzoo.export.vmap import symbolic_batches

@@ -21,8 +21,7 @@ from dcnzoo.detect.outputs import paste
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.timing import agreement
-from dcnzoo.export import Detector
-from dcnzoo.export.openvino import save_ir
+from dcnzoo.export import Detector, save_ir
 from dcnzoo.openmmlab.export.verify import verify
 from tests.helpers.commands import error_of, run
 from tests.helpers.demo import small_settings

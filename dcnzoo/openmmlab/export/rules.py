@@ -45,6 +45,7 @@ SINGLE = "_predict_by_feat_single"
 DENSE = ("predict", "predict_by_feat", "_bbox_post_process")
 MASK = ("predict", "predict_by_feat", SINGLE)
 ROI = ("predict", "predict_bbox", "predict_mask")
+POINTS = (*ROI, "_mask_point_forward_test")
 TRANSFORMER = ("predict", "predict_by_feat")
 DEFORMABLE = ("pre_transformer", "gen_encoder_output_proposals", "add_pred_to_datasample")
 LAYER = ("forward",)
@@ -59,7 +60,6 @@ class Rule:
         relies_on: methods whose code the rule relies on. A subclass that overrides one is refused.
         mixin: in front of the class of the part, in the copy that is traced.
         refused: why such a module cannot be exported.
-        optional: such a subclass stays as it is, because it may be traced.
         masks: the output of a detector with this head, if it predicts masks: ``"masks"`` of the input,
             ``"box_masks"`` or ``"mask_logits"``.
     """
@@ -68,7 +68,6 @@ class Rule:
     relies_on: tuple[str, ...] = ()
     mixin: type[nn.Module] | None = None
     refused: str = ""
-    optional: bool = False
     masks: str = ""
 
 
@@ -95,14 +94,11 @@ HEADS = (
     Rule(roi_heads.GridRoIHead, ROI, roi.RoIHead, masks=BOX_MASKS),
     Rule(roi_heads.TridentRoIHead, (*ROI, "merge_trident_bboxes"), roi.RoIHead, masks=BOX_MASKS),
     Rule(roi_heads.MaskScoringRoIHead, ROI, roi.MaskScoringRoIHead, masks=BOX_MASKS),
-    Rule(
-        roi_heads.PointRendRoIHead, (*ROI, "_mask_point_forward_test"), roi.PointRendRoIHead, masks=BOX_MASKS
-    ),
+    Rule(roi_heads.PointRendRoIHead, POINTS, roi.PointRendRoIHead, masks=BOX_MASKS),
     Rule(roi_heads.CascadeRoIHead, ROI, roi.CascadeRoIHead, masks=BOX_MASKS),
     Rule(roi_heads.HybridTaskCascadeRoIHead, ROI, roi.HybridTaskCascadeRoIHead, masks=BOX_MASKS),
     Rule(roi_heads.SparseRoIHead, ROI, masks=BOX_MASKS),
     Rule(roi_heads.SCNetRoIHead, refused="its context is added image by image"),
-    Rule(roi_heads.BBoxHead, ("refine_bboxes",), roi.BBoxHead, optional=True),  # SABLHead has its own
     Rule(roi_heads.FCNMaskHead, (SINGLE,), roi.FCNMaskHead),
     Rule(roi_heads.MaskIoUHead, ("predict_by_feat",), roi.MaskIoUHead),
     Rule(dense_heads.DETRHead, TRANSFORMER, transformers.DETRHead),
@@ -120,13 +116,14 @@ DETECTORS = (
     Rule(detectors.DeformableDETR, DEFORMABLE, transformers.DeformableDETR),
     Rule(detectors.DINO, (*DEFORMABLE, "forward_decoder"), transformers.DINO),
 )
-LAYERS = (  # also for outputs of a head
-    Rule(layers.MSDeformAttnPixelDecoder, LAYER, masks.MSDeformAttnPixelDecoder, optional=True),
-    Rule(roi_heads.SingleRoIExtractor, LAYER, roi.SingleRoIExtractor, optional=True),
-    Rule(mmcv_ops.RoIAlign, LAYER, roi.RoIAlign, optional=True),
-    Rule(mmcv_ops.SimpleRoIAlign, LAYER, roi.SimpleRoIAlign, optional=True),
-    Rule(mmcv_ops.CornerPool, LAYER, own.CornerPool, optional=True),
-    Rule(nn.GroupNorm, LAYER, own.GroupNorm, optional=True),
+LAYERS = (  # also replaced in raw outputs; a subclass with a method of its own stays as it is
+    Rule(layers.MSDeformAttnPixelDecoder, LAYER, masks.MSDeformAttnPixelDecoder),
+    Rule(roi_heads.SingleRoIExtractor, LAYER, roi.SingleRoIExtractor),
+    Rule(mmcv_ops.RoIAlign, LAYER, roi.RoIAlign),
+    Rule(mmcv_ops.SimpleRoIAlign, LAYER, roi.SimpleRoIAlign),
+    Rule(mmcv_ops.CornerPool, LAYER, own.CornerPool),
+    Rule(nn.GroupNorm, LAYER, own.GroupNorm),
+    Rule(roi_heads.BBoxHead, ("refine_bboxes",), roi.BBoxHead),  # SABLHead has its own
 )
 RULES = HEADS + DETECTORS + LAYERS
 BY_KIND = {rule.kind: rule for rule in RULES}
@@ -245,9 +242,9 @@ def _unsupported_pooling(part: nn.Module) -> str:
 
 
 def _parts_with_rules(detector: nn.Module) -> list[nn.Module]:
-    """Return the heads, which must have a rule, and the modules whose rule is not optional."""
+    """Return the heads, which must have a rule, and modules other than layers that have one."""
     heads = [*parts_of(detector).values()]
     if (fusion := getattr(detector, "panoptic_fusion_head", None)) is not None:
         heads.append(fusion)
     rules = ((part, rule_for(type(part))) for part in detector.modules())
-    return heads + [part for part, rule in rules if rule is not None and not rule.optional]
+    return heads + [part for part, rule in rules if rule is not None and rule not in LAYERS]
