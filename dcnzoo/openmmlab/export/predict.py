@@ -18,7 +18,7 @@ from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, IMG_SHAPE, MASK_LOGI
 from dcnzoo.export.fixed_size import is_used
 from dcnzoo.export.onnx import named_errors
 from dcnzoo.openmmlab.export import functions, rules
-from dcnzoo.openmmlab.export.mixins.features import ComputedFeatures, Head
+from dcnzoo.openmmlab.export.mixins.features import Head, ImageFeatures
 from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes, data_sample, tensor_of
 
 
@@ -56,8 +56,8 @@ class Predictor(nn.Module):
             self.output_names += self.mask_fields if masks == MASK_LOGITS else (masks,)
         if masks == BOX_MASKS:
             self.mask_threshold = float(detector.roi_head.test_cfg.get("mask_thr_binary", 0.5))
-        if self.mask_threshold is not None and self.mask_threshold < 0:
-            raise ValueError(f"test_cfg: mask_thr_binary: expected at least 0, got {self.mask_threshold}")
+            if self.mask_threshold < 0:
+                raise ValueError(f"test_cfg: mask_thr_binary: expected at least 0, got {self.mask_threshold}")
 
     def forward(self, images: Tensor, img_shape: Tensor | None = None) -> tuple[Tensor, ...]:
         padded = images.shape[-2:]
@@ -87,7 +87,7 @@ class Predictor(nn.Module):
         outputs = {head._dcnzoo_name: head(*inputs[: head._dcnzoo_inputs]) for head in heads}
 
         def predict(size: Tensor, of_image: tuple) -> tuple[tuple[Tensor, ...], dict]:
-            features = ComputedFeatures(*tree_map_only(Tensor, lambda tensor: tensor[None], of_image))
+            features = ImageFeatures(*tree_map_only(Tensor, lambda tensor: tensor[None], of_image))
             (sample,) = detector.predict(features, [data_sample(size, padded)], rescale=False)
             results = sample.pred_instances
             mask_inputs = results.get("mask_inputs", {})
