@@ -327,7 +327,7 @@ def _onnxruntime_convolution(sample: Sample) -> Forward:
 
 def _openvino_convolution(sample: Sample) -> Forward:
     """Run OpenVINO's own operator, to which ``dcnzoo.export`` converts the node."""
-    from dcnzoo.export.openvino import make_core
+    from dcnzoo.export import make_core
 
     model, arrays = _onnx_convolution(sample)
     core = make_core()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import describe, listed
-from dcnzoo.export.openvino import save_ir
+from dcnzoo.export import save_ir
 
 PACKAGES = {  # whose versions decide the result
     "onnx reference": ("onnx", "torch", "onnxscript"),

@@ -24,7 +24,7 @@ from torch.export import Dim
 
 from benchmarks.conformance import runtimes
 from dcnzoo.export import export_onnx
-from dcnzoo.export.graph import translations
+from dcnzoo.export.graph import DYNAMO, translations
 from tests.op_cases import Operator, Sample, is_plain_convolution, operators
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-2}
@@ -37,7 +37,9 @@ ONNX = ("onnx reference", "onnxruntime", "OpenVINO")
 # the cases that runtimes are known to refuse: operator, form, runtime
 REFUSED = re.compile(r"deform_conv1d native onnx reference|gatherelements onnx reference")
 OPERATORS = {op.name: op for op in operators(differentiable=False)}
-UNTRANSLATED = [name for name in OPERATORS if "dcnzoo::" + re.sub("[123]d$", "", name) not in translations]
+UNTRANSLATED = [
+    name for name in OPERATORS if "dcnzoo::" + re.sub("[123]d$", "", name) not in translations[DYNAMO]
+]
 
 
 def samples_of(op: Operator, dynamic: bool) -> list[Sample]:

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from dcnzoo.export import operators  # noqa: F401  registers the translations
-from dcnzoo.export.graph import DOUBLE, FLOAT, INT64, Graph, translations
+from dcnzoo.export.graph import DOUBLE, FLOAT, INT64, TORCH, Graph, translations
 from dcnzoo.export.opsets import DEFAULT
+from dcnzoo.export.registration import operator_named
 
 _TYPES = {FLOAT: torch.float32, DOUBLE: torch.float64, INT64: torch.int64}
 _NODES: dict[str, Callable] = {
@@ -34,8 +34,6 @@ _NODES: dict[str, Callable] = {
     "MatMul": torch.matmul,
     "Sub": operator.sub,
 }
-# the numbers of their results or samples depend on the data
-STAYING = ("nms", "roi_align", "deform_roi_pool")
 
 
 def decompositions() -> dict[Callable, Callable]:
@@ -43,13 +41,10 @@ def decompositions() -> dict[Callable, Callable]:
 
     NMS, RoI pooling, and calls with empty tensors stay in the program.
     """
-    functions: dict[Callable, Callable] = {}
-    for name, translation in translations.items():
-        space, _, operator_name = name.partition("::")
-        if space == "dcnzoo" and operator_name not in STAYING:
-            overload = getattr(torch.ops.dcnzoo, operator_name).default
-            functions[overload] = partial(_compute, translation)
-    return functions
+    return {
+        operator_named(name): partial(_compute, translation)
+        for name, translation in translations[TORCH].items()
+    }
 
 
 def _compute(translation: Callable, *arguments: Any, **options: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.export.graph import FLOAT, INT64, Graph, Value, translates
+from dcnzoo.export.graph import DYNAMO, FLOAT, INT64, Graph, Value, translates
 from dcnzoo.export.operators.nms import LEAST_IOU
 from dcnzoo.export.operators.roi_align import align
 from dcnzoo.export.vmap import row_by_row
@@ -45,10 +45,10 @@ def keep_boxes(
     # shift the boxes of each class apart, so that those of two classes do not overlap
     apart = present + labels[..., None].to(boxes.dtype) * (present.amax((1, 2), keepdim=True) + 1)
     remains = select_boxes(apart, scores, iou_threshold, max_boxes)
-    return _first_boxes(boxes, torch.where(remains, scores, ABSENT), max_boxes)
+    return _topk_boxes(boxes, torch.where(remains, scores, ABSENT), max_boxes)
 
 
-def _first_boxes(
+def _topk_boxes(
     boxes: Tensor, scores: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:  # [N, count, 5], [N, count]
     """Return the ``count`` best boxes; missing ones are zeros with the score ``ABSENT`` and a valid index."""
@@ -89,7 +89,7 @@ def _(boxes, scores, iou_threshold, max_boxes):
 select_boxes.register_vmap(row_by_row(select_boxes, inputs=2))
 
 
-@translates("dcnzoo::_select_boxes", dynamo_only=True)
+@translates("dcnzoo::_select_boxes", [DYNAMO])
 def select_boxes_graph(g: Graph, boxes: Value, scores: Value, iou_threshold: float, max_boxes: int) -> Value:
     chosen = g.NonMaxSuppression(
         g.Cast(boxes, to=FLOAT),
@@ -142,7 +142,7 @@ def _soft_keep_boxes(
     # the number of steps; OpenVINO takes one step if the step does not read its row
     rows = [scores.new_full((max_boxes,), min_score)]
     _, taken, *_ = torch.ops.higher_order.scan(step, states, rows, ())
-    return _first_boxes(boxes, taken, max_boxes)
+    return _topk_boxes(boxes, taken, max_boxes)
 
 
 def _ious(box: Tensor, boxes: Tensor) -> Tensor:  # [N, 1, 4], [N, M, 4] -> [N, M]
@@ -212,7 +212,7 @@ def _(info, dims, levels, rois, *settings):
     return unfold(roi_align_pyramid(levels, rois, *settings), size, 0), 0
 
 
-@translates("dcnzoo::_roi_align_pyramid", dynamo_only=True)
+@translates("dcnzoo::_roi_align_pyramid", [DYNAMO])
 def roi_align_pyramid_graph(
     g: Graph,
     levels: list[Value],
@@ -251,7 +251,7 @@ def roi_align_pyramid_graph(
 LOOPS: dict[Callable, Callable] = {torch.ops.dcnzoo._soft_keep_boxes.default: _soft_keep_boxes}
 
 
-def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def dynamic_topk(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the ``count`` best scores of ``[N, M]`` and their indices; fewer if M is fixed and smaller."""
     available = scores.shape[1]
     if isinstance(available, int):

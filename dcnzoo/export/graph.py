@@ -5,7 +5,7 @@ A translation receives a :class:`Graph` and creates nodes by their ONNX names: `
 :mod:`dcnzoo.export.aten_graph` computes them by operators of torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,19 @@ import torch
 Value = Any  # a value of the graph; its class depends on the exporter
 FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType, for Cast
 
-# operator → function of (graph, *arguments of the operator): for both exporters, and for dynamo=True alone
-translations: dict[str, Callable] = {}
-dynamo_translations: dict[str, Callable] = {}
+# who uses a translation: torch.onnx.export(dynamo=True), dynamo=False, and dcnzoo.export.decompositions
+DYNAMO, TORCHSCRIPT, TORCH = USERS = ("dynamo", "torchscript", "torch")
+EXPORTERS = USERS[:2]  # of operators whose number of results or samples depends on the data
+# of each user: operator → function of (graph, *arguments of the operator)
+translations: dict[str, dict[str, Callable]] = {user: {} for user in USERS}
 
 
-def translates(name: str, dynamo_only: bool = False) -> Callable[[Callable], Callable]:
+def translates(name: str, users: Sequence[str] = USERS) -> Callable[[Callable], Callable]:
     """Decorator that registers the ONNX translation of ``namespace::operator`` or of its ``.overload``."""
 
     def add(function: Callable) -> Callable:
-        (dynamo_translations if dynamo_only else translations)[name] = function
+        for user in users:
+            translations[user][name] = function
         return function
 
     return add

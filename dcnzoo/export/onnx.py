@@ -49,8 +49,8 @@ def export_onnx(
         metadata: entries for the metadata of the file.
 
     Raises:
-        ValueError: as :func:`translation_table`; an operator of the model has no translation; or its code
-            cannot be traced: the message names file and line.
+        ValueError: as :func:`translation_table`; an operator of the model has no translation; its code
+            cannot be traced: the message names file and line; or ``output_names`` has another length.
     """
     import onnx
 
@@ -71,6 +71,9 @@ def export_onnx(
         except RuntimeError as error:  # torch wraps it in a long report
             raise ValueError(str(first_cause(error))) from error
     assert onnx_program is not None  # with dynamo=True
+    number = len(onnx_program.model.graph.outputs)
+    if output_names and len(output_names) != number:
+        raise ValueError(f"output_names: expected {number}, as many as outputs, got {output_names}")
     passes.name_nodes(onnx_program.model)
     passes.remove_default_reductions(onnx_program.model)
     model_proto = onnx_program.model_proto  # from here on, changes of the model have no effect
@@ -128,12 +131,15 @@ def named_errors(model: torch.nn.Module, argument: str = "export_onnx: model") -
         frames = [*traceback.extract_tb(error.__traceback__)]
         frames = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, hidden))]
         own = [frame for frame in frames if "site-packages" not in frame.filename]
-        lines = [f"{frame.filename}:{frame.lineno}" for frame in own or frames]
-        text = next(iter(str(error).splitlines()), "")
+        places = [f"{frame.filename}:{frame.lineno}" for frame in own or frames]
+        lines = str(error).splitlines()
+        text = next(iter(lines), "")
         expected = "code that runs for the example inputs"
-        if re.search("data-dependent|vmap:", str(error), re.IGNORECASE):
+        if constant := [line.strip(" -") for line in lines if "specialized" in line]:
+            text, expected = constant[0], "code that keeps dynamic sizes, or use a fixed size"
+        elif re.search("data-dependent|vmap:", str(error), re.IGNORECASE):
             expected = "code that torch.export can trace, whose branches and sizes do not depend on the data"
-        kind, place = type(error).__name__, [type(model).__name__, *lines][-1]
+        kind, place = type(error).__name__, [type(model).__name__, *places][-1]
         raise ValueError(f"{argument}: expected {expected}, got {kind} in {place}: {text}") from error
 
 

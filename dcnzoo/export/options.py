@@ -103,7 +103,7 @@ class ExportOptions:
             raise ValueError("verify: expected no picture with raw_outputs, float16 or int8: compare the AP")
 
     def check(self) -> None:
-        """Look for what the export needs, and remove what a killed one left.
+        """Look for the packages and files that the export needs.
 
         Raises:
             ModuleNotFoundError: a package that writes, quantises or runs the file is not installed.
@@ -127,6 +127,11 @@ class ExportOptions:
     def compares(self) -> bool:
         """Whether the file is compared with PyTorch. One in float16 or int8 is run, but not compared."""
         return bool(self.verify) and self.precision == "float32"
+
+    @property
+    def compares_detections(self) -> bool:
+        """Whether this is on pictures. Raw outputs are compared for noise."""
+        return self.compares and not self.raw_outputs
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dcnzoo.export import fixed_size, operators, opsets  # noqa: F401  registers the translations
-from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, dynamo_translations, translations
+from dcnzoo.export.graph import DYNAMO, TORCHSCRIPT, DynamoGraph, TorchScriptGraph, Value, translations
 
 
 def translation_table(
@@ -45,7 +45,7 @@ def translation_table(
         return translate
 
     table = {}
-    for name, translation in (translations | dynamo_translations).items():
+    for name, translation in translations[DYNAMO].items():
         if operator := operator_named(name):  # torchvision's may be missing
             table[operator] = onnxscript_function(translation)
     return table
@@ -85,7 +85,7 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
     """
     opsets.check_form(deform_conv, opsets.TORCHSCRIPT[-1], opsets.TORCHSCRIPT)
     for opset in opsets.TORCHSCRIPT:
-        for name, translation in translations.items():
+        for name, translation in translations[TORCHSCRIPT].items():
             symbolic = _symbolic(name, translation, opset, deform_conv)
             torch.onnx.register_custom_op_symbolic(name, symbolic, opset)
 

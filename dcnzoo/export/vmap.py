@@ -1,8 +1,8 @@
 """Rules of ``torch.vmap`` that keep the number of images symbolic. Those of torch turn it into a constant.
 
 :mod:`dcnzoo.openmmlab.export.predict` calls MMDetection's code for one image by ``torch.vmap``; the rules of
-:data:`RULES` are registered while it is traced. An operator that is missing here shows as a batch size that
-the file fixes: tests/export/test_vmap.py has a case of each.
+:data:`BATCHING` are registered while it is traced. An operator that is missing here shows as a batch size
+that the file fixes: tests/export/test_vmap.py has a case of each.
 """
 
 import warnings
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from dcnzoo.ops._transforms import fold, unfold
 
@@ -24,9 +25,15 @@ def row_by_row(operator: Callable, inputs: int = 1, count: int | None = None) ->
     Args:
         inputs: the number of arguments, from the first, that have such rows.
         count: the position of an argument that is the number of rows.
+
+    Raises:
+        NotImplementedError: in its call, if other arguments differ between the images.
     """
 
     def rule(info: Any, dims: tuple, *arguments: Any) -> tuple:
+        if any(dim is not None for dim in tree_leaves(dims[inputs:])):
+            expected = f"expected only the first {inputs} arguments to differ between the images"
+            raise NotImplementedError(f"{operator}: {expected}, got others, too")
         size, folded = info.batch_size, list(arguments)
         for i in range(inputs):
             folded[i] = fold(folded[i], dims[i], size, 0)
@@ -60,13 +67,12 @@ def along_axis(operator: Callable) -> Callable:
 aten = torch.ops.aten
 ROW_BY_ROW = (
     *(aten._adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d_with_indices.default),
-    *(aten._native_batch_norm_legit_no_training.default, aten.native_batch_norm.default),
-    *(aten.native_layer_norm.default, aten.convolution.default, aten.pixel_shuffle.default),
-    *(aten.upsample_bilinear2d.default, aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.default),
-    *(aten.upsample_nearest2d.vec, aten.replication_pad2d.default),
+    *(aten.native_batch_norm.default, aten.native_layer_norm.default, aten.convolution.default),
+    *(aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec, aten.pixel_shuffle.default),
+    aten.replication_pad2d.default,
 )
 ALONG_AXIS = (aten.cat.default, aten.gather.default, aten.scatter.src, aten.scatter.value)
-RULES = {
+BATCHING = {
     **{operator: row_by_row(operator) for operator in ROW_BY_ROW},
     aten.grid_sampler_2d.default: row_by_row(aten.grid_sampler_2d.default, inputs=2),
     aten.native_group_norm.default: row_by_row(aten.native_group_norm.default, count=3),
@@ -81,7 +87,7 @@ def symbolic_batches() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-            for operator, rule in RULES.items():
+            for operator, rule in BATCHING.items():
                 torch.library.register_vmap(operator, rule, lib=library)
         yield
     finally:

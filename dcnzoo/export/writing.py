@@ -1,9 +1,10 @@
 """Convert the ONNX file of a module to the precision and the format of its options.
 
 It is the step between :mod:`dcnzoo.export.onnx` and the verification. :mod:`dcnzoo.export.precision` changes
-the weights, :mod:`dcnzoo.export.openvino` writes the IR.
+the weights; :func:`save_ir` writes OpenVINO's IR.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import onnx
 
 from dcnzoo.detect.backends import IMG_SHAPE
-from dcnzoo.export.openvino import save_ir
+from dcnzoo.detect.backends.openvino import extension
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
 
@@ -40,6 +41,26 @@ def finish_file(
                 _add_default(model, value)
         onnx.save(model, graph)
     return options.files
+
+
+def save_ir(path: str | os.PathLike, out: Path, float16: bool = False) -> None:
+    """Convert an ONNX file to OpenVINO's IR: ``out``, which ends in ``.xml``, and its weights in ``.bin``.
+
+    OpenVINO reads the IR without dcnzoo. It contains the metadata of the ONNX file. If the network of the
+    file is quantised to int8, so is that of the IR.
+
+    Args:
+        float16: store the weights in float16.
+
+    Raises:
+        ModuleNotFoundError: OpenVINO is not installed.
+    """
+    import openvino
+
+    # convert_model, not Core.read_model, also folds the shapes of biases, which the ONNX reader computes in
+    # the graph, but not the weights in int8
+    model = openvino.convert_model(path, extension=extension())
+    openvino.save_model(model, out, compress_to_fp16=float16)
 
 
 def has_default_size(options: ExportOptions) -> bool:

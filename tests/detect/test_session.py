@@ -378,9 +378,9 @@ def test_the_test_loop_knows_what_the_pipeline_has_padded(monkeypatch):
     """100 × 50 pixels are resized to 80 × 40 and padded to 80 × 80: boxes are scaled by 80 / 100 only."""
     from mmdet.structures import DetDataSample
 
-    from dcnzoo.openmmlab.export import test_loop
+    from dcnzoo.openmmlab.export import deployed
 
-    class Fixed(test_loop.Session):
+    class Fixed(deployed.Session):
         output_names, metadata = ("dets", "labels"), {}
 
         def __init__(self, *args):
@@ -391,8 +391,8 @@ def test_the_test_loop_knows_what_the_pipeline_has_padded(monkeypatch):
             box = np.array([[[8, 16, 40, 60, 0.5]]], np.float32)
             return {"dets": box, "labels": np.zeros((1, 1), np.int64)}
 
-    monkeypatch.setattr(test_loop, "Session", Fixed)
-    detector = test_loop.DeployedDetector(
+    monkeypatch.setattr(deployed, "Session", Fixed)
+    detector = deployed.DeployedDetector(
         "x.onnx", "onnxruntime", "cpu", dict(type="mmdet.DetDataPreprocessor")
     )
     meta = dict(img_shape=(80, 80), ori_shape=(50, 100), scale_factor=(0.8, 0.8))

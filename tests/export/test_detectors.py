@@ -18,18 +18,17 @@ from torch import nn
 
 from dcnzoo.detect.outputs import MASK_THRESHOLD, rescale_detections
 from dcnzoo.detect.session import Session
-from dcnzoo.export import export_onnx
+from dcnzoo.export import export_onnx, save_ir
 from dcnzoo.export.fixed_size import ABSENT, keep_boxes, roi_align_pyramid
-from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.export.result import Agreement
 from dcnzoo.export.vmap import symbolic_batches
+from dcnzoo.openmmlab.export.deployed import without_border
 from dcnzoo.openmmlab.export.export import make_plan, write_detector
 from dcnzoo.openmmlab.export.mixins.layers import running_max
 from dcnzoo.openmmlab.export.nms import suppress
 from dcnzoo.openmmlab.export.pictures import predicting_part
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
-from dcnzoo.openmmlab.export.test_loop import without_border
 from dcnzoo.openmmlab.export.verify import verify_raw_outputs
 from dcnzoo.ops import reference_boxes
 from tests.helpers.detectors import (
@@ -166,6 +165,22 @@ def test_an_example_with_maps_of_one_pixel(tmp_path):
     export_onnx(model, (torch.zeros(2, 3, 16, 32),), tmp_path / "model.onnx", dynamic_shapes=axes)
 
 
+def test_a_size_that_the_code_makes_a_constant(tmp_path):
+    """Only the first line of torch's message was kept, which does not say what to do."""
+    model = module_of(lambda x: x * int(x.shape[0]))
+    with pytest.raises(ValueError, match=r"model: .*use a fixed size, got .* in .*specialized it to be"):
+        export_onnx(model, (torch.ones(2, 3),), tmp_path / "m.onnx", dynamic_shapes=({0: "batch"},))
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]])
+def test_a_wrong_number_of_names(names, tmp_path):
+    """It was accepted, so that the file of QueryInst had no masks."""
+    model = module_of(lambda x: (x + 1, x * 2))
+    with pytest.raises(ValueError, match=r"^output_names: expected 2, "):
+        export_onnx(model, (torch.ones(2),), tmp_path / "m.onnx", output_names=names)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_limit_of_the_caller(tmp_path):
     """``Dim("batch", max=8)`` was refused, as if a map had a width of 1."""
     model, path = nn.Conv2d(3, 2, 3).eval(), tmp_path / "model.onnx"
@@ -223,7 +238,7 @@ def test_raw_outputs_are_compared(tmp_path):
         detector.bbox_head.multi_level_conv_obj[1].bias += 0.1
     for other in (detector, build("RetinaNet")):
         with pytest.raises(ValueError, match=r"raw_outputs|outputs of the head"):
-            verify_raw_outputs(other, Session(path, device="cpu"), size("YOLOX"))
+            verify_raw_outputs(other, Session(path, device="cpu"), [(1, 3, *size("YOLOX"))])
 
 
 def candidates(count):

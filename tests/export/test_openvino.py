@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dcnzoo.detect.session import Session
-from dcnzoo.export.openvino import save_ir
+from dcnzoo.export import save_ir
 from dcnzoo.ops import reference
 from tests.helpers.graphs import assert_close
 from tests.helpers.processes import run_code

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from dcnzoo.detect.session import Session
-from dcnzoo.export import export_onnx, precision
+from dcnzoo.export import export_onnx, precision, save_ir
 from dcnzoo.export.fixed_size import is_used, keep_boxes
-from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
 from dcnzoo.layers import PackedDeformConv2d

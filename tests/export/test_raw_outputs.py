@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+from torch.utils._pytree import tree_leaves
 
+from dcnzoo.export.onnx import trace
 from dcnzoo.export.options import ExportOptions
-from dcnzoo.openmmlab.export.predict import RawHead
-from tests.helpers.detectors import CONFIGS, RTMDET, Family, build, predict_batch, size
+from dcnzoo.export.vmap import symbolic_batches
+from dcnzoo.openmmlab.export import export
+from dcnzoo.openmmlab.export.predict import RawHead, TracedRawHead
+from tests.helpers.detectors import CONFIGS, RTMDET, Family, build, loaded, predict_batch, size
 from tests.helpers.processes import ROOT
 
 TOOLS = runpy.run_path(str(ROOT / "tools/deployment/decode.py"))
@@ -58,6 +62,38 @@ def test_names(family, kinds):
 def test_heads_that_need_more_than_features_are_refused(family):
     with pytest.raises(ValueError, match=r"^raw_outputs: .* not a single-stage detector"):
         RawHead(build(family))
+
+
+@pytest.mark.parametrize("family", ["CornerNet", "RepPoints"])
+def test_layers_and_functions_of_a_head_are_replaced(family):
+    """``cummax`` of corner pooling has no translation; mmcv's convolution fixed the sizes of RepPoints."""
+    detector, images = build(family), torch.randn(2, 3, 256, 320)
+    with torch.no_grad(), symbolic_batches():
+        program = trace(TracedRawHead(detector), (images,), ({0: "batch", 2: "height", 3: "width"},))
+        assert torch.ops.aten.cummax.default not in {node.target for node in program.graph.nodes}
+        images = torch.randn(1, 3, 384, 256)
+        outputs = program.module()(images)
+        expected = tree_leaves(RawHead(detector)(images))
+    torch.testing.assert_close(tree_leaves(outputs), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["CornerNet", "RepPoints"])
+def test_files_of_heads_with_such_layers(family, tmp_path):
+    path, detector = tmp_path / "m.onnx", loaded(build(family), dict(type="PackDetInputs"))
+    assert detector.export(path, raw_outputs=True, img_shape=None).shape is None
+
+
+def test_a_file_of_any_size_is_compared_at_two(tmp_path, monkeypatch):
+    """A size that the trace had fixed by mistake was not noticed."""
+    detector = loaded(build("RetinaNet"), dict(type="PackDetInputs"))
+    compared = []
+    monkeypatch.setattr(export, "Session", lambda *_, **__: None)
+    monkeypatch.setattr(export, "verify_raw_outputs", lambda network, _, shapes: compared.append(shapes))
+    for shape in (None, (128, 192)):
+        options = ExportOptions(tmp_path / "m.onnx", raw_outputs=True, shape=shape)
+        export.verified(detector, export.make_plan(detector, options), options, options.files, [])
+    assert compared == [[(1, 3, 640, 640), (2, 3, 384, 640)], [(1, 3, 128, 192)]]
 
 
 def test_a_picture_to_verify_is_refused(tmp_path):

@@ -5,7 +5,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from dcnzoo.openmmlab.export import symbolic_sizes
 from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes
+from tests.export import test_vmap
 from tests.helpers.modules import module_of
 
 
@@ -22,6 +24,7 @@ CASES = {  # of an image [H, W] and the size of its picture: two scalar tensors,
     "linspace": lambda x, size: torch.linspace(0, size[1], x.shape[1]),
     "addition in place": add_in_place,
     "clamp": lambda x, size: x.clamp(min=0, max=size[0]),
+    "torch.clamp": lambda x, size: torch.clamp(x, min=0, max=size[0]),
     "clamp in place": lambda x, size: (x * 1)[0].clamp_(min=0, max=size[0]),
     "slice": lambda x, size: (x[:, : size[1]] > 0).any(1),
     "slice of rows": lambda x, size: x[: size[0]].amax(0),
@@ -49,6 +52,22 @@ def test_sizes_stay_symbolic(name):
     expected = [CASES[name](*each) for each in zip(images, sizes, strict=True)]
     result = program_of(CASES[name], SymbolicSizes)(images, torch.tensor(sizes))
     torch.testing.assert_close(result, torch.stack(expected))
+
+
+def test_each_replacement_has_a_case(monkeypatch):
+    called = set()
+
+    def recorded(function, replacement):
+        return lambda *args, **options: called.add(function) or replacement(*args, **options)
+
+    for function, replacement in symbolic_sizes.REPLACED.items():
+        monkeypatch.setitem(symbolic_sizes.REPLACED, function, recorded(function, replacement))
+    with SymbolicSizes():
+        for case in CASES.values():
+            case(torch.randn(8, 10), (torch.tensor(4), torch.tensor(5)))
+        test_vmap.FUNCTIONS["computed weights"](torch.randn(2, 8, 12))
+        test_vmap.test_a_loop_over_the_sizes_of_levels_yields_numbers()
+    assert called == {*symbolic_sizes.REPLACED}
 
 
 @pytest.mark.parametrize("index", [(..., slice(torch.tensor(2))), (None, slice(torch.tensor(2)))])

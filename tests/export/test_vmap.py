@@ -1,9 +1,11 @@
 """Rules of ``torch.vmap`` with a symbolic number of images, compared with a loop over the images."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
+from dcnzoo.export import vmap
 from dcnzoo.export.fixed_size import keep_boxes, roi_align_pyramid
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes, level_sizes
@@ -52,19 +54,34 @@ def boxes_of(x):  # [2, 12, 4]
     return torch.cat([corner, corner + 1 + x[:, 4:6].transpose(1, 2).abs() * 4], -1)
 
 
-def test_rules():
+def test_rules(monkeypatch):
+    called = set()
+
+    def recorded(operator, rule):
+        return lambda *args: called.add(operator) or rule(*args)
+
+    for operator, rule in vmap.BATCHING.items():
+        monkeypatch.setitem(vmap.BATCHING, operator, recorded(operator, rule))
     model = module_of(lambda x: {name: torch.vmap(function)(x) for name, function in FUNCTIONS.items()})
     example, images = torch.randn(2, 2, 8, 12), torch.randn(5, 2, 8, 12)
     with torch.no_grad(), symbolic_batches():
         shapes = ({0: torch.export.Dim.DYNAMIC},)
         program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
         found = program.run_decompositions().module()(images)
+    assert called == {*vmap.BATCHING}, "each row has a case"
     for name, function in FUNCTIONS.items():
         for n, image in enumerate(images):
             actual = tree_map(lambda values, n=n: values[n], found[name])
             torch.testing.assert_close(actual, function(image), msg=lambda text, name=name: f"{name}: {text}")
     # torch's own rules are in use again
     torch.testing.assert_close(torch.vmap(FUNCTIONS["cat"])(images), found["cat"])
+
+
+def test_weights_of_each_image_are_refused():
+    """The rule folds the first argument only."""
+    weights = torch.randn(3, 6, 2, 3, 3)
+    with symbolic_batches(), pytest.raises(NotImplementedError, match=r"convolution.* first 1 arguments"):
+        torch.vmap(lambda x, weight: F.conv2d(x[None], weight))(torch.randn(3, 2, 8, 8), weights)
 
 
 def test_a_loop_over_the_sizes_of_levels_yields_numbers():

@@ -103,6 +103,15 @@ RTMDET |= {f"bbox_head.{name}": WIDTH for name in ("in_channels", "feat_channels
 HTC = {**MASKS, "roi_head.semantic_head.num_ins": 3}
 SPARSE = {**PYRAMID, "roi_head.bbox_roi_extractor.featmap_strides": STRIDES}
 SPARSE["rpn_head.proposal_feature_channel"] = WIDTH
+CONDINST = {**FCOS, "neck.num_outs": 5, "bbox_head.strides": [8, 16, 32, 64, 128]}
+CONDINST |= {"mask_head.mask_feature_head.norm_cfg": GROUPS, "mask_head.feat_channels": 8}
+SABL = dict.fromkeys(("cls_in_channels", "reg_in_channels", "cls_out_channels"), WIDTH)
+SABL |= dict.fromkeys(("reg_offset_out_channels", "reg_cls_out_channels"), WIDTH)
+SABL = {**TWO_STAGES, **{f"roi_head.bbox_head.{name}": value for name, value in SABL.items()}}
+SABL_RETINANET = {f"bbox_head.{name}_anchor_generator.strides": [8, 16, 32] for name in ("approx", "square")}
+SABL_RETINANET |= PYRAMID
+GRID = {**TWO_STAGES, "roi_head.grid_roi_extractor.featmap_strides": [4, 8]}
+GRID |= {"roi_head.grid_head.point_feat_channels": 4, "roi_head.grid_head.norm_cfg": GROUPS}
 CENTERNET = {"neck.in_channels": WIDTHS[2], "neck.num_deconv_filters": [WIDTH] * 2}
 CENTERNET |= {"neck.num_deconv_kernels": [4, 4], "bbox_head.in_channels": WIDTH}
 
@@ -145,6 +154,15 @@ def shrink_mask2former(cfg):
         part.positional_encoding.num_feats = WIDTH // 2
 
 
+def shrink_queryinst(cfg, stages=2):  # six make large boxes of small differences
+    head = cfg.roi_head
+    head.update(num_stages=stages, stage_loss_weights=[1] * stages)
+    head.update(bbox_head=head.bbox_head[:stages], mask_head=head.mask_head[:stages])
+    head.bbox_roi_extractor.featmap_strides = head.mask_roi_extractor.featmap_strides = STRIDES
+    cfg.neck.update(in_channels=WIDTHS, num_outs=3)
+    cfg.rpn_head.proposal_feature_channel = WIDTH
+
+
 # A transformer with positional encodings of a fixed width
 _wide_detr = partial(shrink_detr, width=256)
 _wide_deformable_detr = partial(shrink_deformable_detr, width=256)
@@ -183,6 +201,12 @@ CONFIGS = {
     "TOOD": Family("tood/tood_r50_fpn_1x_coco.py", GROUPED, dcn=False),
     "SOLO": Family("solo/solo_r50_fpn_1x_coco.py", SOLO, dcn=False),
     "SOLOv2": Family("solov2/solov2_r50_fpn_1x_coco.py", SOLOV2, dcn=False),
+    "QueryInst": Family("queryinst/queryinst_r50_fpn_1x_coco.py", shrink_queryinst, dcn=False),
+    "CondInst": Family("condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py", CONDINST, dcn=False),
+    "SABL": Family("sabl/sabl-faster-rcnn_r50_fpn_1x_coco.py", SABL, dcn=False),
+    "SABL-RetinaNet": Family("sabl/sabl-retinanet_r50_fpn_1x_coco.py", SABL_RETINANET, dcn=False),
+    "Grid R-CNN": Family("grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco.py", GRID, dcn=False),
+    "CARAFE": Family("carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py", TWO_STAGES, dcn=False),
 }
 
 

@@ -50,7 +50,7 @@ def onnx() -> None:
 
 
 def openvino() -> None:
-    from dcnzoo.export.openvino import make_core, save_ir
+    from dcnzoo.export import make_core, save_ir
 
     make_core().compile_model("layer.onnx", "CPU")
     save_ir("layer.onnx", Path("layer.xml"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import product
 
-from dcnzoo.export.graph import Graph, Value, translates
+from dcnzoo.export.graph import EXPORTERS, Graph, Value, translates
 from dcnzoo.export.opsets import FIRST
 from dcnzoo.export.sampling import Neighbours, corners, neighbours, wide
 
@@ -47,7 +47,7 @@ class _Call:
         return math.prod(self.kernel)
 
 
-@translates("torchvision::deform_conv2d")
+@translates("torchvision::deform_conv2d", EXPORTERS)
 def _torchvision(
     g: Graph, input: Value, weight: Value, offset: Value, mask: Value, bias: Value, stride_h: int,
     stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, groups: int,

@@ -5,11 +5,11 @@ Each bin becomes an RoI of :mod:`dcnzoo.export.operators.roi_align`.
 
 from functools import partial
 
-from dcnzoo.export.graph import Graph, Value, translates
+from dcnzoo.export.graph import EXPORTERS, Graph, Value, translates
 from dcnzoo.export.operators.roi_align import align
 
 
-@translates("dcnzoo::deform_roi_pool")
+@translates("dcnzoo::deform_roi_pool", EXPORTERS)
 def deform_roi_pool(
     g: Graph,
     input: Value,  # [N, C, H, W]

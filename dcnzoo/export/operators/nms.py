@@ -4,12 +4,12 @@ It is for ``dcnzoo.ops.nms`` in modules of users. The numbers of boxes of a dete
 ``select_boxes`` in :mod:`dcnzoo.export.fixed_size`.
 """
 
-from dcnzoo.export.graph import FLOAT, Graph, Value, translates
+from dcnzoo.export.graph import EXPORTERS, FLOAT, Graph, Value, translates
 
 LEAST_IOU = 1e-30  # at 0, OpenVINO also drops boxes that do not overlap
 
 
-@translates("dcnzoo::nms")
+@translates("dcnzoo::nms", EXPORTERS)
 def nms(g: Graph, boxes: Value, scores: Value, iou_threshold: float, offset: int = 0) -> Value:  # [kept]
     """``NonMaxSuppression``. It accepts corners in any order, so x1 <= x2 and y1 <= y2 is assumed here."""
     corners = g.Cast(boxes, to=FLOAT)

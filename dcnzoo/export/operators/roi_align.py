@@ -4,7 +4,7 @@
 RoI pooling.
 """
 
-from dcnzoo.export.graph import INT64, Graph, Value, translates
+from dcnzoo.export.graph import EXPORTERS, INT64, Graph, Value, translates
 
 
 def align(
@@ -32,7 +32,7 @@ def align(
     )
 
 
-@translates("dcnzoo::roi_align")
+@translates("dcnzoo::roi_align", EXPORTERS)
 def roi_align(
     g: Graph,
     input: Value,

@@ -33,7 +33,7 @@ from dcnzoo.export.writing import finish_file, has_default_size
 from dcnzoo.openmmlab.calls import tracing
 from dcnzoo.openmmlab.classes import require_names
 from dcnzoo.openmmlab.export.pictures import calibration_inputs, pictures_to_verify, predicting_part
-from dcnzoo.openmmlab.export.predict import Predictor, RawHead
+from dcnzoo.openmmlab.export.predict import Predictor, RawHead, TracedRawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
 from dcnzoo.utils.errors import one_line
@@ -44,6 +44,8 @@ from dcnzoo.utils.progress import name_step
 # With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
 # maps of two for a deformable convolution.
 LEAST_TRACED = 512
+# of raw outputs, to compare a dynamic file with: no example has this size, and each level has several pixels
+OTHER_SHAPE = (2, 3, 384, 640)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     calibration: Iterable[Mapping[str, np.ndarray]] = ()
     if plan.preprocessing is not None:
         # before the work: a picture may be damaged
-        if options.compares and not options.raw_outputs:
+        if options.compares_detections:
             compared = pictures_to_verify(options.verify, plan.preprocessing)
         if isinstance(options.precision, Int8):
             for file in options.precision.files:
@@ -110,7 +112,7 @@ def verified(
     Raises:
         ValueError: the runtime cannot open or run the file, or its results differ.
     """
-    if options.compares and not options.raw_outputs:
+    if options.compares_detections:
         agreement = verify(detector, ExportResult(files, plan.shape).load(device="cpu"), pictures)
         if not agreement.number and options.verify is not True:
             raise ValueError(
@@ -120,7 +122,10 @@ def verified(
         return agreement
     session = Session(files[0], device="cpu")
     if options.compares:
-        verify_raw_outputs(plan.model.detector, session, plan.example)
+        shapes = [(1, 3, *plan.example)]
+        if plan.shape is None:
+            shapes.append(OTHER_SHAPE)
+        verify_raw_outputs(predicting_part(detector.model), session, shapes)
         return None
     try:
         session(np.zeros((1, 3, *plan.example), np.float32))
@@ -139,7 +144,7 @@ def make_plan(detector: BaseDetector, options: ExportOptions) -> Plan:
     findings: list[Finding] = []
     preprocessing = _preprocessing(detector, network, options, findings)
     sized = options.img_shape is not None
-    model = RawHead(network) if options.raw_outputs else Predictor(network, sized=sized)
+    model = TracedRawHead(network) if options.raw_outputs else Predictor(network, sized=sized)
     require_names(detector.model.cfg.get("model", {}), detector.classes)
     example = _example_size(options, preprocessing)
     shape = example if options.shape or model.one_size else None
@@ -170,7 +175,7 @@ def _preprocessing(
         problem = f"expected another test pipeline: {one_line(error)}"
         if isinstance(options.precision, Int8):
             raise ValueError(f"precision: {problem}") from error
-        if options.compares and not options.raw_outputs:
+        if options.compares_detections:
             raise ValueError(
                 f"verify: {problem}; with verify=False, the file is for other programs"
             ) from error

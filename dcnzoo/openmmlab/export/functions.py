@@ -1,8 +1,8 @@
 """Functions of MMDetection and mmcv that are replaced in the process, while a detector is traced.
 
 A function of a module has no class, so that no mixin of :mod:`dcnzoo.openmmlab.export.rules` reaches it. The
-two tables at the end are the whole list; :func:`replaced` applies them. Calls of detectors wait meanwhile:
-:mod:`dcnzoo.openmmlab.calls`.
+two tables at the end are the whole list: a replacement has the name of its original. :func:`replaced` applies
+them. Calls of detectors wait meanwhile: :mod:`dcnzoo.openmmlab.calls`.
 """
 
 import inspect
@@ -31,8 +31,8 @@ from torch.utils._pytree import tree_map
 
 from dcnzoo.compat.mmcv import deform_conv
 from dcnzoo.compat.patches import Changes
-from dcnzoo.export.fixed_size import ABSENT, best
-from dcnzoo.openmmlab.export.nms import best_pairs, suppress
+from dcnzoo.export.fixed_size import ABSENT, dynamic_topk
+from dcnzoo.openmmlab.export.nms import suppress, topk_pairs
 from dcnzoo.openmmlab.export.symbolic_sizes import tensor_of
 
 # which rows of the RPN's results are proposals, [M], while an RoI head predicts: MMDetection has no others
@@ -44,15 +44,15 @@ def without_context(forward: Callable) -> Any:
     return staticmethod(lambda context, *arguments: forward(*arguments))
 
 
-def first_pairs(scores: Tensor, score_thr: float, topk: int, results: Any = None) -> tuple:
+def traced_filter_scores_and_topk(scores: Tensor, score_thr: float, topk: int, results: Any = None) -> tuple:
     """Replace ``filter_scores_and_topk``. Scores below the threshold become ``ABSENT``."""
-    scores, index, labels = best_pairs(torch.where(scores > score_thr, scores, ABSENT), topk)
+    scores, index, labels = topk_pairs(torch.where(scores > score_thr, scores, ABSENT), topk)
     if results is not None:
         results = tree_map(lambda value: value[index], results)
     return scores, labels, index, results
 
 
-def keep_all(
+def traced_batched_nms(
     boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: dict | None, class_agnostic: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Replace ``batched_nms``. Return as many results as boxes: boxes that NMS drops come last."""
@@ -65,7 +65,7 @@ def keep_all(
     return dets, index
 
 
-def keep_best(
+def traced_multiclass_nms(
     multi_bboxes: Tensor,  # [M, 4] or [M, classes·4]
     multi_scores: Tensor,  # [M, classes + 1]
     score_thr: float,
@@ -91,15 +91,15 @@ def keep_best(
     return (dets, labels, index) if return_inds else (dets, labels)
 
 
-def best_peaks(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:
+def traced_get_topk_from_heatmap(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:
     """Replace ``get_topk_from_heatmap``: the exporter cannot divide an integer by a symbolic size."""
     height, width = tensor_of(scores.shape[-2:], dtype=torch.long)
-    values, index = best(scores.flatten(1), k)
+    values, index = dynamic_topk(scores.flatten(1), k)
     label, index = index // (height * width), index % (height * width)
     return values, index, label, index // width, (index % width).float()
 
 
-def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
+def traced_inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Replace ``inverse_sigmoid``, which clamps three times: the file of two calls for one tensor is invalid.
 
     The exporter's optimiser joins the clamps of one call, and drops a value that the other reads.
@@ -107,23 +107,23 @@ def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
 
 
-def geometric_mean(x: Tensor, y: Tensor) -> Tensor:
+def traced_sigmoid_geometric_mean(x: Tensor, y: Tensor) -> Tensor:
     """Replace ``sigmoid_geometric_mean``, an autograd function, which ``torch.vmap`` does not accept."""
     return (x.sigmoid() * y.sigmoid()).sqrt()
 
 
-def sorted_keys(element: BaseDataElement, keys: Callable = BaseDataElement.keys) -> list[str]:
+def traced_keys(element: BaseDataElement, keys: Callable = BaseDataElement.keys) -> list[str]:
     """Replace ``keys``, a set: the order of a file's nodes would depend on PYTHONHASHSEED."""
     return sorted(keys(element))
 
 
 # replaced in every module that imports them
 FUNCTIONS: dict[Callable, Callable] = {
-    filter_scores_and_topk: first_pairs,
-    mmcv_ops.batched_nms: keep_all,
-    multiclass_nms: keep_best,
-    get_topk_from_heatmap: best_peaks,
-    inverse_sigmoid: logit,
+    filter_scores_and_topk: traced_filter_scores_and_topk,
+    mmcv_ops.batched_nms: traced_batched_nms,
+    multiclass_nms: traced_multiclass_nms,
+    get_topk_from_heatmap: traced_get_topk_from_heatmap,
+    inverse_sigmoid: traced_inverse_sigmoid,
 }
 # replaced as attributes: (class or module, name, replacement). The first three are autograd functions, which
 # make sizes constants
@@ -131,8 +131,8 @@ ATTRIBUTES = (
     (DeformConv2dFunction, "forward", without_context(deform_conv.deform_conv2d)),
     (ModulatedDeformConv2dFunction, "forward", without_context(deform_conv.modulated_deform_conv2d)),
     (sys.modules["mmcv.ops.carafe"], "carafe", partial(CARAFEFunction.forward, SimpleNamespace())),
-    (tood_head, "sigmoid_geometric_mean", geometric_mean),
-    (BaseDataElement, "keys", sorted_keys),
+    (tood_head, "sigmoid_geometric_mean", traced_sigmoid_geometric_mean),
+    (BaseDataElement, "keys", traced_keys),
 )
 
 

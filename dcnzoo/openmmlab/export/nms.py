@@ -8,7 +8,7 @@ import torch
 from mmengine.config import ConfigDict
 from torch import Tensor
 
-from dcnzoo.export.fixed_size import ABSENT, best, keep_boxes, soft_keep_boxes
+from dcnzoo.export.fixed_size import ABSENT, dynamic_topk, keep_boxes, soft_keep_boxes
 
 # mmcv's arguments of NMS that are used, with its defaults
 NMS = dict(iou_threshold=None, class_agnostic=False, max_num=-1, split_thr=None)
@@ -30,7 +30,7 @@ def suppress(
     Raises:
         ValueError: a setting of this NMS cannot be exported.
     """
-    nms = _settings(dict(cfg.nms), owner)
+    kind, nms = _settings(dict(cfg.nms), owner)
     scores = without_small(cfg, boxes, scores)
     if cfg.max_per_img < 1:  # MMDetection leaves out the last boxes, or all
         raise ValueError(f"{owner}: max_per_img: expected at least 1 in a file, got {cfg.max_per_img}")
@@ -38,7 +38,7 @@ def suppress(
     classes = torch.zeros_like(labels) if agnostic else labels
     batch = boxes[None], scores[None], classes[None]
     count = cfg.max_per_img if most <= 0 else min(cfg.max_per_img, most)
-    if "sigma" in nms:
+    if kind == "soft_nms":
         results = soft_keep_boxes(*batch, max_boxes=count, **nms)
     else:
         results = keep_boxes(*batch, nms["iou_threshold"], count)
@@ -54,8 +54,8 @@ def without_small(cfg: ConfigDict, boxes: Tensor, scores: Tensor) -> Tensor:
     return torch.where((width > least) & (height > least), scores, ABSENT)
 
 
-def _settings(nms: dict, owner: str) -> dict:
-    """Return mmcv's arguments of an NMS, with defaults. Its errors are those of :func:`suppress`."""
+def _settings(nms: dict, owner: str) -> tuple[str, dict]:
+    """Return the kind of an NMS, and mmcv's arguments with defaults; raise the errors of :func:`suppress`."""
     kind = nms.pop("type", "nms")
     if kind not in ("nms", "soft_nms"):
         raise ValueError(f"{owner}: nms: expected type='nms' or 'soft_nms', got {kind!r}")
@@ -70,14 +70,14 @@ def _settings(nms: dict, owner: str) -> dict:
     del nms["split_thr"]  # mmcv's limit for one call; the result is the same
     if nms["max_num"] > 0 and kind == "soft_nms":
         raise ValueError(f"{owner}: nms: max_num: expected none with soft_nms, got {nms['max_num']}")
-    return nms
+    return kind, nms
 
 
-def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:  # [K, classes] -> [k] each
+def topk_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:  # [K, classes] -> [k] each
     """Select the ``count`` best pairs of prior and class, all if ``count`` ≤ 0: scores, priors, classes."""
     classes, scores = scores.shape[-1], scores.flatten()
     if count > 0:
-        scores, pair = (part[0] for part in best(scores[None], count))
+        scores, pair = (part[0] for part in dynamic_topk(scores[None], count))
     else:
         pair = torch.arange(len(scores), device=scores.device)
     return scores, pair // classes, pair % classes

@@ -9,8 +9,6 @@ import inspect
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads import RTMDetInsHead
-from mmdet.models.detectors import MaskFormer
 from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, IMG_SHAPE, MASK_LOGI
 from dcnzoo.export.fixed_size import is_used
 from dcnzoo.export.onnx import named_errors
 from dcnzoo.openmmlab.export import functions, rules
-from dcnzoo.openmmlab.export.mixins.features import Features, Head
+from dcnzoo.openmmlab.export.mixins.features import Head, ImageFeatures
 from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes, data_sample, tensor_of
 
 
@@ -49,19 +47,17 @@ class Predictor(nn.Module):
                 f"detector: expected one that can be exported: {reason}; raw_outputs=True exports the "
                 "outputs of a single-stage head, dcnzoo.export.export_onnx any module"
             )
-        parts = rules.parts_of(detector)
         self.detector = rules.copy_for_tracing(detector)
         self.one_size = rules.has_one_size(detector)
         self.mask_threshold = None  # of probabilities
-        if isinstance(detector, MaskFormer):
-            self.output_names = ("dets", "labels", MASK_LOGITS, CLASS_SCORES)
-        elif "roi_head" in parts and parts["roi_head"].with_mask:
-            self.output_names = ("dets", "labels", BOX_MASKS)
+        self.mask_fields: tuple[str, ...] = ()  # of MMDetection's results
+        if masks := rules.masks_of(detector):
+            self.mask_fields = (MASK_LOGITS, CLASS_SCORES) if masks == MASK_LOGITS else ("masks",)
+            self.output_names += self.mask_fields if masks == MASK_LOGITS else (masks,)
+        if masks == BOX_MASKS:
             self.mask_threshold = float(detector.roi_head.test_cfg.get("mask_thr_binary", 0.5))
-        elif "mask_head" in parts or isinstance(parts.get("bbox_head"), RTMDetInsHead):
-            self.output_names = ("dets", "labels", "masks")
-        if self.mask_threshold is not None and self.mask_threshold < 0:
-            raise ValueError(f"test_cfg: mask_thr_binary: expected at least 0, got {self.mask_threshold}")
+            if self.mask_threshold < 0:
+                raise ValueError(f"test_cfg: mask_thr_binary: expected at least 0, got {self.mask_threshold}")
 
     def forward(self, images: Tensor, img_shape: Tensor | None = None) -> tuple[Tensor, ...]:
         padded = images.shape[-2:]
@@ -72,7 +68,7 @@ class Predictor(nn.Module):
         is_transformer = isinstance(self.detector, DetectionTransformer)
         predict = self._predict_by_batch if is_transformer else self._predict_by_image
         with functions.replaced(), SymbolicSizes(), named_errors(self.detector, "detector"):
-            return torch.vmap(best_first)(*predict(images, sizes))
+            return torch.vmap(sorted_outputs)(*predict(images, sizes))
 
     def _predict_by_batch(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Call the ``predict`` of a detection transformer: its code is for a batch."""
@@ -91,15 +87,12 @@ class Predictor(nn.Module):
         outputs = {head._dcnzoo_name: head(*inputs[: head._dcnzoo_inputs]) for head in heads}
 
         def predict(size: Tensor, of_image: tuple) -> tuple[tuple[Tensor, ...], dict]:
-            features = Features(*tree_map_only(Tensor, lambda tensor: tensor[None], of_image))
+            features = ImageFeatures(*tree_map_only(Tensor, lambda tensor: tensor[None], of_image))
             (sample,) = detector.predict(features, [data_sample(size, padded)], rescale=False)
             results = sample.pred_instances
-            rows = [get_box_tensor(results.bboxes), results.scores, results.labels]
-            if MASK_LOGITS in self.output_names:
-                rows += [results.logits, results.class_scores]
-            elif "masks" in self.output_names:
-                rows += [results.masks]
-            return tuple(rows), results.get("mask_inputs", {})
+            mask_inputs = results.get("mask_inputs", {})
+            masks = [] if mask_inputs else [results[name] for name in self.mask_fields]
+            return (get_box_tensor(results.bboxes), results.scores, results.labels, *masks), mask_inputs
 
         of_batch = maps, outputs
         axes = tree_map(lambda value: 0 if isinstance(value, Tensor) else None, of_batch)
@@ -131,7 +124,7 @@ class RawHead(nn.Module):
         if getattr(detector, "bbox_head", None) is None or hasattr(detector, "roi_head") or transformer:
             name = type(detector).__name__
             raise ValueError(f"raw_outputs: expected False for {name}, which is not a single-stage detector")
-        self.detector = rules.copied(detector)
+        self.detector: Any = rules.copied(detector)
         self.one_size = rules.has_one_size(detector)
 
     def forward(self, images: Tensor) -> Any:
@@ -159,7 +152,19 @@ class RawHead(nn.Module):
         ]
 
 
-def best_first(boxes: Tensor, scores: Tensor, labels: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+class TracedRawHead(RawHead):
+    """``RawHead`` for :func:`dcnzoo.export.export_onnx`. Other compilers have the layers that it replaces."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__(detector)
+        self.detector = rules.copy_for_tracing(detector, layers_only=True)
+
+    def forward(self, images: Tensor) -> Any:
+        with functions.replaced(), SymbolicSizes():
+            return super().forward(images)
+
+
+def sorted_outputs(boxes: Tensor, scores: Tensor, labels: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
     """Return the outputs of :class:`Predictor` for the rows of one image, which come in any order."""
     used = is_used(scores)
     _, index = torch.where(used, scores, -torch.inf).topk(scores.shape[0])

@@ -1,9 +1,23 @@
 """How each kind of module of MMDetection is exported: one table.
 
-``predict`` of a detector is traced, on a copy. What cannot be traced is replaced: methods, by mixins, if the
-size of their results depends on the data or they loop over images; functions of MMDetection and mmcv, in
-``functions``; torch's, in ``symbolic_sizes``, and their rules of ``torch.vmap`` in ``dcnzoo.export.vmap``.
-For one more head, write a mixin in :mod:`dcnzoo.openmmlab.export.mixins` and a line of :data:`RULES`.
+``predict`` of a detector is traced, on a copy. Code that cannot be traced is replaced:
+
+==================================================  =================================================
+the code                                            its replacement
+==================================================  =================================================
+a method: a loop over images, or results whose      a mixin in ``mixins``, and its :class:`Rule` here
+number depends on the data
+such a function of MMDetection or mmcv              ``functions.FUNCTIONS``
+an autograd function; the attribute of a module     ``functions.ATTRIBUTES``
+a function of torch that makes a size constant      ``symbolic_sizes.REPLACED``
+an operator that makes the batch size constant      ``dcnzoo.export.vmap.BATCHING``
+a selection or a pooling, for ONNX                  an operator in ``dcnzoo.export.fixed_size``
+==================================================  =================================================
+
+Three values reach their readers through MMDetection's code, not as arguments: ``functions.proposals``, from
+``mixins.roi.RoIHead.predict`` to the NMS of its boxes; ``mask_inputs``, a field of the results, from
+``RoIHead.predict_mask`` to ``Predictor``; ``sizes`` of a tensor, from ``symbolic_sizes.level_sizes`` to the
+loops over it.
 """
 
 import copy
@@ -21,6 +35,7 @@ from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
 from torch import nn
 
+from dcnzoo.detect.backends import BOX_MASKS, MASK_LOGITS
 from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.export.mixins import boxes, features, masks, roi, transformers
 from dcnzoo.openmmlab.export.mixins import layers as own
@@ -30,6 +45,7 @@ SINGLE = "_predict_by_feat_single"
 DENSE = ("predict", "predict_by_feat", "_bbox_post_process")
 MASK = ("predict", "predict_by_feat", SINGLE)
 ROI = ("predict", "predict_bbox", "predict_mask")
+POINTS = (*ROI, "_mask_point_forward_test")
 TRANSFORMER = ("predict", "predict_by_feat")
 DEFORMABLE = ("pre_transformer", "gen_encoder_output_proposals", "add_pred_to_datasample")
 LAYER = ("forward",)
@@ -44,18 +60,18 @@ class Rule:
         relies_on: methods whose code the rule relies on. A subclass that overrides one is refused.
         mixin: in front of the class of the part, in the copy that is traced.
         refused: why such a module cannot be exported.
-        optional: such a subclass stays as it is, because it may be traced.
+        masks: the output of a detector with this head, if it predicts masks: ``"masks"`` of the input,
+            ``"box_masks"`` or ``"mask_logits"``.
     """
 
     kind: type[nn.Module]
     relies_on: tuple[str, ...] = ()
     mixin: type[nn.Module] | None = None
     refused: str = ""
-    optional: bool = False
+    masks: str = ""
 
 
-RULES = (
-    # heads
+HEADS = (
     Rule(BaseDenseHead, DENSE, boxes.DenseHead),
     Rule(dense_heads.RPNHead, (*DENSE, SINGLE), boxes.RPNHead),
     Rule(dense_heads.EmbeddingRPNHead, ("predict",)),
@@ -67,23 +83,22 @@ RULES = (
     Rule(TOODHead, (*DENSE, "deform_sampling"), boxes.TOODHead),
     Rule(dense_heads.PAAHead, refused="its boxes are averaged by their votes"),
     Rule(dense_heads.CornerHead, (*DENSE, SINGLE), boxes.CornerHead),
-    Rule(dense_heads.RTMDetInsHead, (*DENSE, "_bbox_mask_post_process"), masks.RTMDetInsHead),
-    Rule(dense_heads.CondInstMaskHead, MASK),
-    Rule(dense_heads.SOLOHead, MASK, masks.SOLOHead),
-    Rule(dense_heads.SOLOV2Head, MASK, masks.SOLOV2Head),
+    Rule(dense_heads.RTMDetInsHead, (*DENSE, "_bbox_mask_post_process"), masks.RTMDetInsHead, masks="masks"),
+    Rule(dense_heads.CondInstMaskHead, MASK, masks="masks"),
+    Rule(dense_heads.SOLOHead, MASK, masks.SOLOHead, masks="masks"),
+    Rule(dense_heads.SOLOV2Head, MASK, masks.SOLOV2Head, masks="masks"),
     Rule(dense_heads.MaskFormerHead, refused="its masks are not of instances alone"),
-    Rule(dense_heads.Mask2FormerHead, ("predict",)),
+    Rule(dense_heads.Mask2FormerHead, ("predict",), masks=MASK_LOGITS),
     Rule(MaskFormerFusionHead, ("predict", "instance_postprocess")),
-    Rule(roi_heads.StandardRoIHead, ROI, roi.RoIHead),
-    Rule(roi_heads.GridRoIHead, ROI, roi.RoIHead),
-    Rule(roi_heads.TridentRoIHead, (*ROI, "merge_trident_bboxes"), roi.RoIHead),
-    Rule(roi_heads.MaskScoringRoIHead, ROI, roi.MaskScoringRoIHead),
-    Rule(roi_heads.PointRendRoIHead, (*ROI, "_mask_point_forward_test"), roi.PointRendRoIHead),
-    Rule(roi_heads.CascadeRoIHead, ROI, roi.CascadeRoIHead),
-    Rule(roi_heads.HybridTaskCascadeRoIHead, ROI, roi.HybridTaskCascadeRoIHead),
-    Rule(roi_heads.SparseRoIHead, ROI),
+    Rule(roi_heads.StandardRoIHead, ROI, roi.RoIHead, masks=BOX_MASKS),
+    Rule(roi_heads.GridRoIHead, ROI, roi.RoIHead, masks=BOX_MASKS),
+    Rule(roi_heads.TridentRoIHead, (*ROI, "merge_trident_bboxes"), roi.RoIHead, masks=BOX_MASKS),
+    Rule(roi_heads.MaskScoringRoIHead, ROI, roi.MaskScoringRoIHead, masks=BOX_MASKS),
+    Rule(roi_heads.PointRendRoIHead, POINTS, roi.PointRendRoIHead, masks=BOX_MASKS),
+    Rule(roi_heads.CascadeRoIHead, ROI, roi.CascadeRoIHead, masks=BOX_MASKS),
+    Rule(roi_heads.HybridTaskCascadeRoIHead, ROI, roi.HybridTaskCascadeRoIHead, masks=BOX_MASKS),
+    Rule(roi_heads.SparseRoIHead, ROI, masks=BOX_MASKS),
     Rule(roi_heads.SCNetRoIHead, refused="its context is added image by image"),
-    Rule(roi_heads.BBoxHead, ("refine_bboxes",), roi.BBoxHead, optional=True),  # SABLHead has its own
     Rule(roi_heads.FCNMaskHead, (SINGLE,), roi.FCNMaskHead),
     Rule(roi_heads.MaskIoUHead, ("predict_by_feat",), roi.MaskIoUHead),
     Rule(dense_heads.DETRHead, TRANSFORMER, transformers.DETRHead),
@@ -91,7 +106,8 @@ RULES = (
     Rule(dense_heads.DABDETRHead, TRANSFORMER, transformers.DETRHead),
     Rule(dense_heads.DeformableDETRHead, TRANSFORMER, transformers.DETRHead),
     Rule(dense_heads.DDQDETRHead, refused="the number of its queries depends on the picture"),
-    # detectors
+)
+DETECTORS = (
     Rule(BaseDetector, (), features.Detector),
     Rule(detectors.MaskFormer, ("predict",), masks.MaskFormer),
     Rule(detectors.TwoStagePanopticSegmentor, refused="its results are panoptic"),
@@ -99,15 +115,19 @@ RULES = (
     Rule(detectors.DETR, ("pre_transformer", "add_pred_to_datasample"), transformers.DETR),
     Rule(detectors.DeformableDETR, DEFORMABLE, transformers.DeformableDETR),
     Rule(detectors.DINO, (*DEFORMABLE, "forward_decoder"), transformers.DINO),
-    # layers
-    Rule(layers.MSDeformAttnPixelDecoder, LAYER, masks.MSDeformAttnPixelDecoder, optional=True),
-    Rule(roi_heads.SingleRoIExtractor, LAYER, roi.SingleRoIExtractor, optional=True),
-    Rule(mmcv_ops.RoIAlign, LAYER, roi.RoIAlign, optional=True),
-    Rule(mmcv_ops.SimpleRoIAlign, LAYER, roi.SimpleRoIAlign, optional=True),
-    Rule(mmcv_ops.CornerPool, LAYER, own.CornerPool, optional=True),
-    Rule(nn.GroupNorm, LAYER, own.GroupNorm, optional=True),
 )
+LAYERS = (  # also replaced in raw outputs; a subclass with a method of its own stays as it is
+    Rule(layers.MSDeformAttnPixelDecoder, LAYER, masks.MSDeformAttnPixelDecoder),
+    Rule(roi_heads.SingleRoIExtractor, LAYER, roi.SingleRoIExtractor),
+    Rule(mmcv_ops.RoIAlign, LAYER, roi.RoIAlign),
+    Rule(mmcv_ops.SimpleRoIAlign, LAYER, roi.SimpleRoIAlign),
+    Rule(mmcv_ops.CornerPool, LAYER, own.CornerPool),
+    Rule(nn.GroupNorm, LAYER, own.GroupNorm),
+    Rule(roi_heads.BBoxHead, ("refine_bboxes",), roi.BBoxHead),  # SABLHead has its own
+)
+RULES = HEADS + DETECTORS + LAYERS
 BY_KIND = {rule.kind: rule for rule in RULES}
+assert len(BY_KIND) == len(RULES), "a class has two rules"
 
 # only for the size of the example: adaptive maximum pooling of a symbolic size has no ONNX operator; padding
 # takes torch.export too long
@@ -121,16 +141,18 @@ def copied(detector: nn.Module) -> Any:
         return copy.deepcopy(detector, {id(weight): weight for weight in weights})
 
 
-def copy_for_tracing(detector: nn.Module) -> Any:
-    """Copy a detector, and put the mixins in front of its classes."""
+def copy_for_tracing(detector: nn.Module, layers_only: bool = False) -> Any:
+    """Copy a detector, and put the mixins in front of its classes; those of heads unless ``layers_only``."""
     traced = copied(detector)
-    for name, head in parts_of(traced).items():
+    for name, head in ({} if layers_only else parts_of(traced)).items():
         if inputs := inputs_of(head):
             put_in_front(features.Head, head)
             head._dcnzoo_name, head._dcnzoo_inputs = name, inputs
     for part in traced.modules():
         rule = rule_for(type(part))
-        if rule is not None and rule.mixin is not None and not reason_to_refuse(part):
+        if rule is None or rule.mixin is None or (layers_only and rule not in LAYERS):
+            continue
+        if not reason_to_refuse(part):
             put_in_front(rule.mixin, part)
     return traced
 
@@ -178,30 +200,51 @@ def parts_of(detector: nn.Module) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
+def masks_of(detector: nn.Module) -> str:
+    """Return the output with a detector's masks: ``masks`` of the :class:`Rule` of a head; empty without."""
+    heads = [head for head in parts_of(detector).values() if getattr(head, "with_mask", True)]
+    rules = (rule_for(type(head)) for head in heads)
+    return next((rule.masks for rule in rules if rule is not None and rule.masks), "")
+
+
 def reason_to_refuse_detector(detector: nn.Module) -> str:
     """Why a detector cannot be exported; empty if it can."""
+    reasons = (
+        "" if parts_of(detector) else f"{type(detector).__name__} has no head",
+        reason_to_refuse(detector),
+        _unsupported_settings(detector),
+        *map(_unsupported_pooling, detector.modules()),
+        *map(reason_to_refuse, _parts_with_rules(detector)),
+    )
+    return next(filter(None, reasons), "")
+
+
+def _unsupported_settings(detector: nn.Module) -> str:
     name, parts = type(detector).__name__, parts_of(detector)
-    if not parts:
-        return f"{name} has no head"
-    if reason := reason_to_refuse(detector):
-        return reason
     if "roi_head" in parts and "rpn_head" not in parts:
         return f"the proposals of {name} are an input"
     if getattr(parts.get("roi_head"), "test_branch_idx", 0) == -1:
         return f"{name} predicts with all branches: expected test_branch_idx from 0"
-    fusion = getattr(detector, "panoptic_fusion_head", None)
-    if fusion is not None:
+    if (fusion := getattr(detector, "panoptic_fusion_head", None)) is not None:
         settings = fusion.test_cfg
         if settings.get("panoptic_on", True) or settings.get("semantic_on", False):
             return f"the results of {name} are panoptic or semantic"
-        parts["panoptic_fusion_head"] = fusion
-    for part in detector.modules():
-        for layer in getattr(part, "roi_layers", ()):
-            known = isinstance(layer, mmcv_ops.RoIAlign | mmcv_ops.SimpleRoIAlign)
-            # ONNX's "max" takes the maximum of weighted neighbours, not of samples
-            if not known or getattr(layer, "pool_mode", "avg") != "avg":
-                return f"{type(part).__name__} pools by {type(layer).__name__}, not by RoIAlign with 'avg'"
-        rule = rule_for(type(part))
-        if part not in parts.values() and rule is not None and not rule.optional:
-            parts[str(len(parts))] = part
-    return next(filter(None, map(reason_to_refuse, parts.values())), "")
+    return ""
+
+
+def _unsupported_pooling(part: nn.Module) -> str:
+    for layer in getattr(part, "roi_layers", ()):
+        known = isinstance(layer, mmcv_ops.RoIAlign | mmcv_ops.SimpleRoIAlign)
+        # ONNX's "max" takes the maximum of weighted neighbours, not of samples
+        if not known or getattr(layer, "pool_mode", "avg") != "avg":
+            return f"{type(part).__name__} pools by {type(layer).__name__}, not by RoIAlign with 'avg'"
+    return ""
+
+
+def _parts_with_rules(detector: nn.Module) -> list[nn.Module]:
+    """Return the heads, which must have a rule, and modules other than layers that have one."""
+    heads = [*parts_of(detector).values()]
+    if (fusion := getattr(detector, "panoptic_fusion_head", None)) is not None:
+        heads.append(fusion)
+    rules = ((part, rule_for(type(part))) for part in detector.modules())
+    return heads + [part for part, rule in rules if rule is not None and rule not in LAYERS]

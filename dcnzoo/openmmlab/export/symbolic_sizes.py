@@ -79,8 +79,8 @@ def _unbind(self: Tensor, dim: int = 0) -> Any:
     return self.sizes if hasattr(self, "sizes") else self.unbind(dim)  # of level_sizes
 
 
-def _cut(values: Tensor, index: Any) -> Tensor:
-    """Return ``values[index]``; where a slice ends at a picture's size, fill the rest.
+def _slice_for_maxima(values: Tensor, index: Any) -> Tensor:
+    """Return ``values[index]``. A slice to a picture's size has the whole axis, filled with the least value.
 
     Raises:
         NotImplementedError: beside such a slice is another kind of index, with which its axis is uncertain.
@@ -101,7 +101,7 @@ def _cut(values: Tensor, index: Any) -> Tensor:
     return values[tuple(parts)]
 
 
-def _convolve(
+def _conv2d(
     input: Tensor,  # [N, groups·c, H, W]
     weight: Tensor,  # [groups·C, c, 1, 1]
     bias: Tensor | None = None,
@@ -132,8 +132,8 @@ REPLACED = {
     Tensor.clamp: _clamp,
     Tensor.clamp_: _clamp_in_place,
     Tensor.unbind: _unbind,
-    Tensor.__getitem__: _cut,
-    F.conv2d: _convolve,
+    Tensor.__getitem__: _slice_for_maxima,
+    F.conv2d: _conv2d,
 }
 
 

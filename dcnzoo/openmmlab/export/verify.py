@@ -204,13 +204,21 @@ def _difference(
 
 
 @torch.no_grad()
-def verify_raw_outputs(network: nn.Module, session: Session, shape: tuple[int, int]) -> None:
-    """Raise ValueError if the outputs of a head and of its file differ by more than 1e-3 of their maximum."""
-    images = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
-    with call_settings(network):
-        leaves = torch.utils._pytree.tree_leaves(RawHead(network)(images))
-    expected = [value.numpy() for value in leaves if isinstance(value, Tensor)]
-    outputs = list(session(images.numpy()).values())
+def verify_raw_outputs(network: nn.Module, session: Session, shapes: Iterable[tuple[int, ...]]) -> None:
+    """Compare the outputs of a head and of its file for noise of each shape, [N, 3, H, W].
+
+    Raises:
+        ValueError: they differ by more than 1e-3 of their maximum.
+    """
+    for shape in shapes:
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        with call_settings(network):
+            leaves = torch.utils._pytree.tree_leaves(RawHead(network)(images))
+        expected = [value.numpy() for value in leaves if isinstance(value, Tensor)]
+        _compare_arrays(list(session(images.numpy()).values()), expected)
+
+
+def _compare_arrays(outputs: list[np.ndarray], expected: list[np.ndarray]) -> None:
     for output, value in itertools.zip_longest(outputs, expected):
         if output is None or value is None or output.shape != value.shape:
             raise ValueError("verify: expected the outputs of the head, got others from the file")

@@ -15,7 +15,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
 
-import dcnzoo.openmmlab.export.test_loop  # noqa: F401  for tests of exported files
+import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported files
 from dcnzoo.openmmlab import hooks
 from dcnzoo.openmmlab.classes import names_of_model
 from dcnzoo.openmmlab.config.errors import config_errors, with_paths

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dcnzoo.export.fixed_size import ABSENT, is_used
 from dcnzoo.openmmlab.export.mixins import features
-from dcnzoo.openmmlab.export.nms import best_pairs, without_small
+from dcnzoo.openmmlab.export.nms import topk_pairs, without_small
 
 
 class RTMDetInsHead(dense_heads.RTMDetInsHead):
@@ -78,7 +78,7 @@ class MaskFormer(features.Detector, detectors.MaskFormer):
         outputs = self.panoptic_head(self.extract_feat(batch_inputs), batch_data_samples)
         classes, logits = (part[-1][0] for part in outputs)  # of the last layer
         count = fusion.test_cfg.get("max_per_image", 100)
-        scores, index, labels = best_pairs(classes.softmax(-1)[:, :-1], count)
+        scores, index, labels = topk_pairs(classes.softmax(-1)[:, :-1], count)
         logits, (height, width) = logits[index], sample.img_shape
         masks = F.interpolate(logits[None], sample.batch_input_shape, mode="bilinear", align_corners=False)[0]
         inside = masks[:, :height, :width] > 0
@@ -87,7 +87,7 @@ class MaskFormer(features.Detector, detectors.MaskFormer):
             bboxes=around(inside).to(scores.dtype),
             labels=labels,
             scores=torch.where(labels < fusion.num_things_classes, scores * certainty, ABSENT),
-            logits=logits,
+            mask_logits=logits,
             class_scores=scores,
         )
         return [sample]
@@ -134,7 +134,7 @@ def select_masks(
     certainty = (mask_preds * inside).sum((1, 2)) / area.clamp(min=1)
     present = (scores > cfg.score_thr) & (area > least)[:, None]
     scores = torch.where(present, scores * certainty[:, None], ABSENT)
-    scores, index, labels = best_pairs(scores, cfg.nms_pre)
+    scores, index, labels = topk_pairs(scores, cfg.nms_pre)
     faded, labels, _, order = layers.mask_matrix_nms(
         inside[index],
         labels,
