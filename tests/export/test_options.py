@@ -19,6 +19,7 @@ from tests.helpers.commands import error_of
 pytest.importorskip("onnx")
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+PICTURE = Path(__file__).parents[1] / "data" / "color.jpg"
 VALID = (
     {}, {"shape": (240, 320)}, {"shape": [240, np.int64(320)]}, {"precision": "float16"},
     {"force": True},

@@ -167,7 +167,9 @@ def test_exported_file_on_the_command_line(exported, work, tmp_path):
     rows = [[line.split()[0] for line in text.splitlines()[2:-1]] for text in printed]
     assert rows[0] == rows[1] and rows[0]
     for option in ({"checkpoint": "x.pth"}, {"cfg_options": {"a": 1}}):
-        with pytest.raises(ValueError, match=f"{next(iter(option))}: expected no value with an exported file"):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(option))}: expected no value with an exported file"
+        ):
             dcnzoo.load(exported[0], **option)
 
 
