@@ -1,4 +1,4 @@
-"""Another path of ``make_core`` and ``save_ir``, which are in :mod:`dcnzoo.export`; older programs import it."""
+"""The earlier path of ``make_core`` and ``save_ir``; they are in :mod:`dcnzoo.export`."""
 
 from dcnzoo.detect.backends.openvino import make_core
 from dcnzoo.export.writing import save_ir
