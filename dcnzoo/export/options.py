@@ -16,7 +16,7 @@ from typing import Any, Literal
 from dcnzoo.export.opsets import DEFAULT, check_form
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import expanded, require_file, require_new
-from dcnzoo.utils.formats import EXPORTED, PICTURES, picture_files
+from dcnzoo.utils.formats import EXPORTED, PICTURES, picture_files, walk
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Int8:
         Raises:
             UserError: there are none.
         """
-        root = expanded(self.images)
-        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in PICTURES)
+        walked = [folder / name for folder, _, names in walk(expanded(self.images)) for name in names]
+        files = sorted(file for file in walked if file.suffix.lower() in PICTURES)
         if not files:
             raise UserError(f"int8: expected a folder of images, got none in {self.images}")
         count = min(self.count, len(files))
@@ -99,6 +99,8 @@ class ExportOptions:
             raise ValueError(f"metadata: expected other keys than dcnzoo and dcnzoo.…, got {reserved[0]!r}")
         if self.img_shape not in ("optional", "required", None):
             raise ValueError(f"img_shape: expected 'optional', 'required' or None, got {self.img_shape!r}")
+        if self.img_shape == "required" and self.raw_outputs:
+            raise ValueError("img_shape: expected no 'required' with raw_outputs, which have no such input")
         if not isinstance(self.verify, bool) and (self.precision != "float32" or self.raw_outputs):
             raise ValueError("verify: expected no picture with raw_outputs, float16 or int8: compare the AP")
 

@@ -169,8 +169,8 @@ class ChannelBlocking {
       block.width = round_up(block.groups * block.lanes, panel_ / 2);
     } else {
       block.groups = 1;
-      block.count = std::min({most, most_channels, left_of(group_channels)});
-      if (over_pixels) block.count = block.count / sharing * sharing;
+      const int64_t least = over_pixels ? sharing : 1;
+      block.count = std::min({most, std::max(most_channels, least), left_of(group_channels)}) / least * least;
       block.lanes = block.width = block.count;
     }
     block.each = block.count / block.groups;

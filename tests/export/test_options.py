@@ -48,6 +48,19 @@ def test_wrong_options_are_named(name, value, tmp_path):
         ExportOptions(tmp_path / "model.onnx", **{name: value}).check()
 
 
+def test_raw_outputs_have_no_input_img_shape(tmp_path):
+    with pytest.raises(ValueError, match=r"^img_shape: expected"):
+        ExportOptions(tmp_path / "model.onnx", raw_outputs=True, img_shape="required")
+
+
+def test_int8_reads_no_pictures_of_the_system(tmp_path):
+    """Those of archives from a Mac and of a NAS are not the user's."""
+    for name in ("a.jpg", "b/c.jpg", "__MACOSX/._a.jpg", "@eaDir/a.jpg/thumb.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert Int8(tmp_path).files == [tmp_path / "a.jpg", tmp_path / "b" / "c.jpg"]
+
+
 def test_wrong_options_of_int8_are_named():
     with pytest.raises(ValueError, match=r"^count: expected"):
         Int8("photos", 0)

@@ -15,6 +15,14 @@ TEST = "import os, sys, pytest; os.environ.pop('PYTEST_XDIST_WORKER', 0); sys.ex
 # files of tests, and pytest's -k; AMX has its own kernels only for convolutions of bfloat16
 SUITE = ("ops", "deform_conv", "deform_attn", "nms", "not_finite")
 CHOSEN = "matches_reference or half_precision or passes or empty_maps or by_hand or rounded"
+LARGE = """
+import torch
+from dcnzoo.ops import deform_conv2d
+input, weight = torch.rand(1, 3, 820, 820).double(), torch.rand(2, 3, 1, 1).double()
+output = deform_conv2d(input, torch.zeros(1, 2, 820, 820).double(), weight)
+torch.testing.assert_close(output, torch.nn.functional.conv2d(input, weight))
+print("equal")
+"""
 SUITE_OF_AMX = ("ops", "deform_conv", "deform_attn", "not_finite")
 CHOSEN_OF_AMX = "bfloat16 or share_blocks or (half and deform_conv)"
 
@@ -37,6 +45,11 @@ def test_suite_passes_under_every_capability(capability):
     done = python_with_torch(TEST, *options, *suite, DCNZOO_CPU_CAPABILITY=capability)
     assert " passed" in done.stdout and "failed" not in done.stdout
     assert f"cpu capability: {capability}\n" in done.stdout
+
+
+def test_a_block_has_all_channels_of_a_point():
+    """The three channels of a large map share their points, and are more than the vector's two doubles."""
+    assert "equal" in python_with_torch(LARGE, DCNZOO_CPU_CAPABILITY="default").stdout
 
 
 def test_unknown_capability_lists_the_valid_ones():

@@ -144,16 +144,19 @@ def copied(detector: nn.Module) -> Any:
 def copy_for_tracing(detector: nn.Module, layers_only: bool = False) -> Any:
     """Copy a detector, and put the mixins in front of its classes; those of heads unless ``layers_only``."""
     traced = copied(detector)
-    for name, head in ({} if layers_only else parts_of(traced)).items():
-        if inputs := inputs_of(head):
-            put_in_front(features.Head, head)
-            head._dcnzoo_name, head._dcnzoo_inputs = name, inputs
+    mixins = {}  # found before features.Head changes a class
     for part in traced.modules():
         rule = rule_for(type(part))
         if rule is None or rule.mixin is None or (layers_only and rule not in LAYERS):
             continue
         if not reason_to_refuse(part):
-            put_in_front(rule.mixin, part)
+            mixins[part] = rule.mixin
+    for name, head in ({} if layers_only else parts_of(traced)).items():
+        if inputs := inputs_of(head):
+            put_in_front(features.Head, head)
+            head._dcnzoo_name, head._dcnzoo_inputs = name, inputs
+    for part, mixin in mixins.items():
+        put_in_front(mixin, part)
     return traced
 
 
