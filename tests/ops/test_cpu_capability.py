@@ -19,7 +19,7 @@ LARGE = """
 import torch
 from dcnzoo.ops import deform_conv2d
 input, weight = torch.rand(1, 3, 820, 820).double(), torch.rand(2, 3, 1, 1).double()
-output = deform_conv2d(input, torch.zeros(1, 2, 820, 820).double(), weight)
+output = deform_conv2d(input, weight, torch.zeros(1, 2, 820, 820).double())
 torch.testing.assert_close(output, torch.nn.functional.conv2d(input, weight))
 print("equal")
 """
