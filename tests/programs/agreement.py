@@ -22,7 +22,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from torch.multiprocessing import start_processes
 
-from dcnzoo.openmmlab.hooks.summary_head import _processes
+from dcnzoo.openmmlab.hooks.summary_head import _processes, count_machines
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.options import write_options
@@ -106,7 +106,7 @@ def check(rank: int, folder: Path, port: int) -> None:
     assert "rank 1" in error_of(ranks.agree, {"rank": rank})
 
     runner = SimpleNamespace(optim_wrapper=dict(type="OptimWrapper"))  # of a test
-    assert _processes(runner) == "3 on 3 machines"
+    assert _processes(runner, count_machines()) == "3 on 3 machines"
 
     # ranks compare the data and the checkpoint
     checkpoint = folder / str(rank) / "file.pth"
