@@ -39,7 +39,7 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
     """Write train.json, val.json and perhaps test.json in COCO's format to OUT, as train --data does.
 
     SOURCE is a folder, or a file that describes the data, such as data.yaml. If there are problems, list
-    them with file and line, and write nothing. --force also removes a test.json that SOURCE does not have.
+    them with file and line, and write nothing. --force also removes the test.json of an earlier set.
 
     \b
     examples:
@@ -55,9 +55,11 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
     for name, split in splits.items():
         split.write(files[name])
     show(*describe(data, splits))
-    if "test" not in splits and files["test"].exists():  # it is of the set that --force replaces
-        files["test"].unlink()
-        show(f"removed   {files['test']}: these data have no test split")
+    test, folder = files["test"], source if source.is_dir() else source.parent
+    # of the set that --force replaces, unless it is one of the files that were read
+    if "test" not in splits and test.exists() and not test.resolve().is_relative_to(folder.resolve()):
+        test.unlink()
+        show(f"removed   {test}: these data have no test split")
 
 
 @command.command("show")

@@ -226,3 +226,14 @@ def test_a_converted_set_has_no_split_of_an_earlier_one(files, monkeypatch):
     assert Path("again/test.json").exists()
     assert "again/test.json" in run("data", "convert", "yolo", "again", "--force")
     assert sorted(path.name for path in Path("again").iterdir()) == ["train.json", "val.json"]
+
+
+def test_a_converted_file_is_not_removed(files, monkeypatch):
+    """A single test.json has no train or val beside it: all of it is divided."""
+    monkeypatch.chdir(files)
+    run("data", "convert", "yolo", "made")
+    Path("one").mkdir()
+    Path("made/train.json").rename("one/test.json")
+    before = Path("one/test.json").read_bytes()
+    run("data", "convert", "one/test.json", "one", "--force")
+    assert Path("one/test.json").read_bytes() == before
