@@ -60,10 +60,19 @@ def command(
             import_module(name)
         if not module:
             runpy.run_path(script, run_name="__main__")
-        elif find_spec(script):
+        elif _exists(script):
             runpy.run_module(script, run_name="__main__", alter_sys=True)
         else:
             sys.exit(f"{sys.executable}: No module named {script}")  # as Python does
     except Exception:  # an error of the program: always print its traceback
         traceback.print_exc()
         sys.exit(1)
+
+
+def _exists(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError as error:  # of a package above it; others are errors of the program
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
+        return False

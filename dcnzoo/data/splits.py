@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,17 +23,20 @@ VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 def require_apart(splits: Mapping[str, Iterable[Picture]]) -> None:
     """Raise UserError if a picture, or a copy with the same bytes, is in two splits."""
     files = {name: [picture.file for picture in pictures] for name, pictures in splits.items()}
+    digest = functools.cache(file_digest)  # a picture may be compared with those of two splits
     shared = [
         f"{file} of {name} = {copy} of {other}"
         for other, name in combinations(files, 2)
-        for file, copy in copies(files[name], files[other]).items()
+        for file, copy in copies(files[name], files[other], digest).items()
     ]
     if shared:
         got = f"{counted(len(shared), 'pictures')}: {', '.join(shared[:2])}"
         raise UserError(f"data: expected no picture in two splits, got {got}")
 
 
-def copies(files: Iterable[Path], others: Iterable[Path]) -> dict[Path, Path]:
+def copies(
+    files: Iterable[Path], others: Iterable[Path], digest: Callable[[Path], str] = file_digest
+) -> dict[Path, Path]:
     """Return the files with the bytes of another one, with that one. Only files of one length are read."""
     lengths: dict[int, list[Path]] = defaultdict(list)
     for other in others:
@@ -42,8 +46,8 @@ def copies(files: Iterable[Path], others: Iterable[Path]) -> dict[Path, Path]:
     for file in files:
         if alike := lengths.get(length := file.stat().st_size):
             if length not in digests:
-                digests[length] = {file_digest(other): other for other in alike}
-            if copy := digests[length].get(file_digest(file)):
+                digests[length] = {digest(other): other for other in alike}
+            if copy := digests[length].get(digest(file)):
                 found[file] = copy
     return found
 

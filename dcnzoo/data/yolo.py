@@ -97,7 +97,7 @@ class Yolo(Reader):
         if self.names_file:
             if not self.names_file.is_file():
                 raise InvalidAnnotation(f"names: expected a file, found none at {self.names_file}")
-            names = [name for _, name in read_lines(self.names_file)]
+            names = read_text(self.names_file).rstrip().splitlines()  # the line is the class's number
         if isinstance(names, dict):
             numbers = {str(number): name for number, name in names.items()}
             names = [numbers.get(str(number)) for number in range(len(numbers))]

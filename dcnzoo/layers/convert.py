@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import fnmatch
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -171,8 +172,8 @@ def packed_layer(
             return _to_packed(
                 convolution, modulated=kind != "v1", mask_activation=activation, **copy.deepcopy(options)
             )
-        except ValueError as error:  # it names the class of the new layer first
-            raise _InvalidOption(str(error).partition(": ")[2]) from None
+        except ValueError as error:  # the layer names its class first, an activation of the user may not
+            raise _InvalidOption(re.sub(r"^PackedDeformConv\w+: ", "", str(error))) from None
 
     return make
 

@@ -43,10 +43,11 @@ def _load(device: str, path: Path) -> None:
         return
     try:
         torch.ops.load_library(path)
-        loaded[device] = path
-        kernels[device] = dict(_compiled_kernels(device))
     except OSError as error:
         problems[device] = f"{path.name} does not load: {error}. {_BUILD}"
+        return
+    loaded[device] = path
+    kernels[device] = dict(_compiled_kernels(device))
 
 
 def _compiled_kernels(device: str) -> Iterator[tuple[str, Any]]:

@@ -2,8 +2,8 @@
 
 On the command line: ``dcnzoo zoo --help``. ``index`` lists the models, ``source`` finds what MODEL of a
 command stands for. ``training`` and ``testing`` have :func:`dcnzoo.train` and :func:`dcnzoo.test`; for own
-pictures, ``own_data`` chooses a model, and ``config_writer`` writes its config by the answers of
-``config_reader``.
+pictures, ``own_data`` chooses a model and writes the files, and ``config_writer`` computes the config from
+the answers of ``config_reader``.
 """
 
 from dcnzoo.utils.fetch import ChecksumError, DownloadError

@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from dcnzoo.data.coco_file import CocoFile, Image
 from dcnzoo.data.files import InvalidAnnotation
-from dcnzoo.openmmlab.classes import OF_OBJECTS, declared_metainfo, numbers
+from dcnzoo.openmmlab.classes import OF_OBJECTS, data_sets, declared_metainfo, numbers
 from dcnzoo.openmmlab.config.tree import LOADERS, annotation_file, class_of, dicts, inner_data_sets
 from dcnzoo.openmmlab.datasets.coco import CocoDataset, ShapesDataset
 from dcnzoo.utils.errors import UserError
@@ -46,7 +46,7 @@ def image_paths(config: Mapping, loader: str) -> tuple[list[Path], list[Path]]:
         The pictures, and the files that are missing: pictures, and annotations that are not COCO's.
     """
     paths, unread = list[Path](), list[Path]()
-    for dataset in inner_data_sets((config.get(loader) or {}).get("dataset", {})):
+    for dataset in (dataset for name, dataset, _ in data_sets(config) if name == loader):
         file, folders = Path(annotation_file(dataset)), dataset.get("data_prefix") or {}
         folder = Path(dataset.get("data_root") or "", folders.get("img") or "")
         try:

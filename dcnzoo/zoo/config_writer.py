@@ -98,7 +98,7 @@ class Plan:
     def recipe(self, cfg_options: Mapping[str, object] | None) -> Recipe:
         """Return what a training will read, with these settings; raise UserError as :meth:`Recipe.read`."""
         cfg = copy.deepcopy(self.config)
-        merge_options(cfg, {} if cfg_options is None else cfg_options, self.base)
+        merge_options(cfg, cfg_options, self.base)
         check_config(cfg, self.base, TRAINING)
         return Recipe(cfg, cfg_options=cfg_options or {})
 
@@ -210,7 +210,7 @@ def _settings(base: _Base, splits: Mapping[str, Dataset], folder: Path, choice: 
     best = {"save_best": main_metric(config), "rule": "greater"}
     new = {
         "model": _network(base, len(train.classes)),
-        "custom_imports": {"imports": _modules_of(config), "allow_failed_imports": False},
+        "custom_imports": _imports_of(config),
         "default_hooks": {**hooks, "checkpoint": {**(hooks.get("checkpoint") or {}), **best}},
         "param_scheduler": schedules_for(config, len(train.pictures)),
     }
@@ -260,10 +260,15 @@ def _network(base: _Base, classes: int) -> dict:
     return network
 
 
-def _modules_of(config: Config) -> list[str]:
-    """Return the modules that a config imports, after dcnzoo's."""
-    own = config.get("custom_imports", {}).get("imports", [])  # a name, or several
-    return [*dict.fromkeys([*IMPORTS, *([own] if isinstance(own, str) else own)])]
+def _imports_of(config: Config) -> dict[str, Any]:
+    """Return the ``custom_imports`` of a config, with dcnzoo's modules before its own."""
+    own = config.get("custom_imports") or {}
+    names = own.get("imports") or []  # a name, or several
+    modules = [*IMPORTS, *([names] if isinstance(names, str) else names)]
+    return {
+        "imports": [*dict.fromkeys(modules)],
+        "allow_failed_imports": own.get("allow_failed_imports", False),
+    }
 
 
 def _without_flips(part: Any) -> Any:

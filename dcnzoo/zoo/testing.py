@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dcnzoo.data.check import read_used
+from dcnzoo.data.coco_file import CocoFile
 from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.data.download import SMALL
+from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.tree import inner_data_sets, set_annotation_file
 from dcnzoo.openmmlab.options import TestOptions
@@ -164,7 +165,10 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
         download = f"--dataset-name {name}` downloads it" if name in SMALL else "--unzip` downloads COCO"
         hint = f"`dcnzoo data download {download}, data_root=… sets its folder"
         raise UserError(f"annotations: expected a file, found none at {annotations}; {hint}")
-    content = read_used(annotations).content
+    try:
+        content = CocoFile(annotations)
+    except InvalidAnnotation as error:
+        raise UserError(f"{annotations}: {error}") from None
     if not content.annotations:  # the annotations of test-dev are not published
         raise UserError(f"{annotations}: expected annotated objects, found none")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]

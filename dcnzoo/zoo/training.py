@@ -116,7 +116,8 @@ def _train_on_data(
             dataset = read(data, **vars(of_data.reading))
             splits = dataset.split()
             on_gpu = require_device(of_run.device).type != "cpu"
-            choice = choose(splits, model, of_data, on_gpu=on_gpu, scale_lr=of_run.lr is None)
+            sets_rate = of_run.lr is not None or "optim_wrapper.optimizer.lr" in (cfg_options or {})
+            choice = choose(splits, model, of_data, on_gpu=on_gpu, scale_lr=not sets_rate)
             planned, count = plan(splits, choice, work_dir), len(splits["train"].pictures)
             weights = _run_on(planned.recipe(cfg_options), count, of_run).cfg.get("load_from")
             if weights:

@@ -202,7 +202,8 @@ def test_values_of_settings(text, value):
     command.main(["--cfg-options", f"a.b={text}"], standalone_mode=False)
 
 
-def test_a_module_that_does_not_exist():
+@pytest.mark.parametrize("name", ["no_module", "no.module"])
+def test_a_module_that_does_not_exist(name):
     """As Python says it, without dcnzoo's own traceback; an error inside a program has its traceback."""
-    status, output = invoke("run", "-m", "no_module")
-    assert status == 1 and "No module named no_module" in output and "Traceback" not in output
+    status, output = invoke("run", "-m", name)
+    assert status == 1 and f"No module named {name}" in output and "Traceback" not in output

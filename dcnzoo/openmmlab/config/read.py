@@ -40,11 +40,11 @@ def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] 
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
-    merge_options(cfg, {} if cfg_options is None else cfg_options, path)
+    merge_options(cfg, cfg_options, path)
     return cfg
 
 
-def merge_options(cfg: Config, options: Mapping[str, object], path: str | os.PathLike) -> None:
+def merge_options(cfg: Config, options: Mapping[str, object] | None, path: str | os.PathLike) -> None:
     """Change the settings that the options name, one after the other.
 
     Args:
@@ -53,6 +53,7 @@ def merge_options(cfg: Config, options: Mapping[str, object], path: str | os.Pat
     Raises:
         UserError: the config has no place for an option.
     """
+    options = {} if options is None else options
     if not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
         raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
     problems = {

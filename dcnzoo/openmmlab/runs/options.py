@@ -68,9 +68,9 @@ def _save_by_iterations(hook: dict, loop: dict, fixed: Collection[str]) -> list[
     """
     if "by_epoch" in hook:
         return []
-    hook["by_epoch"] = True  # mmengine's default
-    changes = [set_value(hook, "by_epoch", False, "CheckpointHook.")]
-    if hook.get("interval", 1) == 1 and "default_hooks.checkpoint.interval" not in fixed:
+    hook["by_epoch"] = False
+    changes = ["CheckpointHook.by_epoch True → False"]  # True is mmengine's default
+    if hook.get("interval") == 1 and "default_hooks.checkpoint.interval" not in fixed:
         interval = loop.get("val_interval", 1000)  # as mmengine's loop
         changes.append(set_value(hook, "interval", interval, "CheckpointHook."))
     return changes

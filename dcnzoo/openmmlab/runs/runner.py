@@ -19,11 +19,19 @@ from dcnzoo.utils.errors import UserError
 
 # parts of warnings about deprecated names in mmengine's own hooks, gradient accumulation and frozen weights
 _UNWANTED = ('"FileClient"', '"HardDiskBackend"', "Gradient accumulative may", "its requires_grad=False")
+
+
+def _is_wanted(log: logging.LogRecord) -> bool:
+    return not any(text in str(log.msg) for text in _UNWANTED)
+
+
 _Runner: Any = object  # runner_class adds the class of MMEngine
 
 
 class RunnerMethods(_Runner):
     """The methods that replace those of MMEngine's ``Runner`` or ``FlexibleRunner``, and call them.
+
+    ``build_logger`` and ``scale_lr`` act only in ``Runner``: ``FlexibleRunner`` leaves both to its strategy.
 
     Attributes:
         plain_cfg: the config for ``runner.cfg``. The dictionaries that are built have more; see
@@ -36,10 +44,11 @@ class RunnerMethods(_Runner):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **{**settings, "cfg": self.plain_cfg})
+        self.logger.addFilter(_is_wanted)
 
     def build_logger(self, *args: Any, **settings: Any) -> MMLogger:
-        logger = super().build_logger(*args, **settings)  # FlexibleRunner's strategy builds it
-        logger.addFilter(lambda log: not any(text in str(log.msg) for text in _UNWANTED))
+        logger = super().build_logger(*args, **settings)
+        logger.addFilter(_is_wanted)  # also while the runner is built
         for handler in logger.handlers:
             if self.is_quiet and type(handler) is logging.StreamHandler:
                 handler.setLevel(max(logging.WARNING, handler.level))  # mmengine: ERROR on other ranks
