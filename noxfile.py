@@ -96,10 +96,9 @@ def pages(session: Session) -> None:
     folder = Path(session.create_tmp()).resolve()
     shutil.rmtree(folder)
     session.run("git", "clone", "--quiet", ROOT, folder / "dcnzoo", external=True)
-    marked = (
-        r"^<!-- run by nox -s pages -->\n```bash\n(.*?)^```$"  # of the clone: without uncommitted changes
-    )
-    (block,) = re.findall(marked, (folder / "dcnzoo/README.md").read_text(), re.DOTALL | re.MULTILINE)
+    marked = r"^<!-- run by nox -s pages -->\n```bash\n(.*?)^```$"
+    readme = (folder / "dcnzoo/README.md").read_text()  # of the clone, without uncommitted changes
+    (block,) = re.findall(marked, readme, re.DOTALL | re.MULTILINE)
     session.chdir(folder)
     session.run("bash", "-exc", block, external=True)
 

@@ -1,8 +1,8 @@
 """Train the demo's detector with and without deformable convolution, and compare.
 
 Generates the data, trains every arm for the same number of iterations, evaluates, prints a table and writes a
-page. Finished runs with an unchanged config are reused, interrupted ones are resumed. Folders of others are
-renamed.
+page. Finished runs with an unchanged config are reused, interrupted ones are resumed. A folder of another
+config is renamed if it has a checkpoint.
 """
 
 from __future__ import annotations
@@ -156,14 +156,14 @@ class Run:
         return self.config.is_file() and self.config.read_text(encoding="utf-8") == self.cfg.pretty_text
 
     def set_aside(self) -> None:
-        """Rename the folder, if it has a checkpoint, as ``dcnzoo train --force`` does."""
+        """Rename the folder if it has a checkpoint, as ``dcnzoo train --force`` does; if not, delete it."""
         if any(self.folder.glob("*.pth")):
             self.folder.rename(free_name(self.folder))
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def prepare(self) -> None:
-        """Write the config; keep the files of a previous config under another name."""
+        """Write the config. First set aside the files of a previous config."""
         if not self.is_current():
             self.set_aside()
             write_text(self.config, self.cfg.pretty_text)

@@ -265,13 +265,16 @@ def compared_with(name: str, times: Mapping[str, float]) -> dict[str, float]:
 def summary(rows: list[Row]) -> list[list[str]]:
     """Return a table of medians over the main cases, and of the worst case with any number of threads.
 
-    Comparisons with the faster plain convolution also have rows for stride 1 and for stride 2.
+    Comparisons with the faster plain convolution also have rows for each stride, if there are several.
     """
     threads = sorted({row.threads for row in rows})
     with_main = {row.operator for row in rows if row.main}
     main = {row.setting for row in rows if row.main or row.operator not in with_main}
     strides = {row.setting: row.stride for row in rows}
-    with_strides = {row.operator for row in rows if row.stride > 1}
+    found = defaultdict(set)
+    for row in rows:
+        found[row.operator].add(row.stride)
+    with_strides = {name for name, each in found.items() if len(each) > 1}
     table = [["operator", "pass", "type", "time ratio", *(f"{n} threads" for n in threads), "worst", "cases"]]
     for pair, by_setting in ratios(rows).items():
         groups: dict[tuple, dict[tuple, float]] = defaultdict(dict)
@@ -359,9 +362,10 @@ def name_of(
 ) -> str:
     """Return the name of the files of results. Those of a part, or of other revisions, have their own."""
     name = "-".join(["revisions", *commits, slug(machine)] if commits else [slug(machine)])
-    options = [word for before, word in itertools.pairwise(["", *words]) if "--out" not in (before, word)]
+    pairs = itertools.pairwise(["", *words])
+    options = [word for before, word in pairs if before != "--out" and word.partition("=")[0] != "--out"]
     part = re.sub(r"[^a-z0-9.]+", "-", " ".join(options).lower()).strip("-")
-    return name if is_complete(args, words) else f"{name}-part-{part}"[:240]
+    return name if is_complete(args, words) else "-".join(filter(None, [name, "part", part]))[:240]
 
 
 def run(

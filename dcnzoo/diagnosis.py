@@ -27,8 +27,8 @@ def environment() -> Iterator[tuple[str, str]]:
     import torch
 
     from dcnzoo import ops
-    from dcnzoo.compat.torchvision_schemas import load_error
     from dcnzoo.ops import _library
+    from dcnzoo.utils.torchvision_schemas import load_error
 
     yield "dcnzoo", __version__
     system = platform.system()

@@ -39,7 +39,7 @@ def make_config(data: Path | None, folder: Path, rehearse: bool) -> Config:
         data = folder / "shapes"
         make_shapes(data, ShapesSpec(train=8, val=2) if rehearse else ShapesSpec())
     config = write(plan(read(data).split(), Choice(model=str(MODEL)), folder / "own"))
-    recipe = Recipe.read(config, required=TRAINING)
+    recipe = Recipe.read(config, use=TRAINING)
     cfg = recipe.with_options(RunOptions(work_dir=folder / "work")).cfg
     cfg.log_level, cfg.randomness = "WARNING", {"seed": 0}
     cfg.load_from = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.measure import ROOT, describe, revision
 from benchmarks.study import page, training
 
-# set when a training of the search fails: the processes, which are forked, wait for its result no longer
+# set when any training of the search fails: then no process waits for a learning rate any longer
 FAILED = multiprocessing.get_context("fork").Event()
 
 
@@ -51,7 +51,9 @@ def work_on(run: training.Run, columns: dict[str, object], args: argparse.Namesp
     setting = training.TIMED if run.setting == training.TIMED else "shapes"
     while not (rate := run.rate or training.best_rate(training.read(), run.arm, setting)):
         if FAILED.wait(1):
-            raise RuntimeError("not trained: a training of the search for its learning rate failed")
+            raise RuntimeError(
+                "not trained: a training of the search failed before its learning rate was known"
+            )
     training.train(run, rate, args.work_dir, args.data, columns)
     print(f"{run.name}: finished", flush=True)
 

@@ -237,7 +237,7 @@ class InternImage(Classifier):
         extra_norms = list(level2_post_norm_block_ids or ())
         self._check_extra_norms(level2_post_norm, extra_norms, depths[2] if levels > 2 else 0)
         if cls_scale is not None and (num_classes is None or use_clip_projector):
-            refuse(self, "cls_scale", "None without num_classes and with use_clip_projector", cls_scale)
+            refuse(self, "cls_scale", "None without num_classes or with use_clip_projector", cls_scale)
         self.depths = tuple(depths)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages

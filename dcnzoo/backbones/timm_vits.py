@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dcnzoo.compat import torchvision_schemas
+from dcnzoo.utils import torchvision_schemas
 from dcnzoo.utils.text import nearest
 
 # official parameter names -> timm's names, for layer scale and for Uni-Perceiver
@@ -79,10 +79,10 @@ def with_weights(
     """
     if source is True:  # timm refuses weights that lack a parameter, and most of its own lack layer scale
         options.pop("init_values", None)
-    vit: Any = create(pretrained=source is True, **options)
+        return create(pretrained=True, **options), [], []
+    vit: Any = create(**options)
     if not state:
-        if source is not True:
-            vit.load_pretrained(source)
+        vit.load_pretrained(source)
         return vit, [], []
     sizes = (v.shape[-1] for key, v in state.items() if key.endswith("patch_embed.proj.weight"))
     size, own_size = next(sizes, None), vit.patch_embed.proj.kernel_size[0]

@@ -96,9 +96,9 @@ def _open(paths: Sequence[str], backend: str | None, device: str, threads: int |
     installed: list[str | None] = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
     detectors = {}
     for path in dict.fromkeys(paths):
-        runtimes = installed if backend is None and path.endswith(".onnx") else []
+        runtimes = (installed if backend is None and path.endswith(".onnx") else []) or [backend]
         problems: dict[str, ValueError] = {}
-        for runtime in runtimes or [backend]:
+        for runtime in runtimes:
             name = ", ".join(filter(None, (path, runtime)))
             try:
                 detectors[name] = detector = ExportedDetector(path, runtime, device, threads)
@@ -108,7 +108,7 @@ def _open(paths: Sequence[str], backend: str | None, device: str, threads: int |
             if detector.model.backend == "openvino":
                 bf16 = ExportedDetector(path, runtime, device, threads, precision="bf16")
                 detectors[f"{name}, bf16"] = bf16
-        if len(problems) == len(runtimes or [backend]):
+        if len(problems) == len(runtimes):
             raise next(iter(problems.values()))
         for name, problem in problems.items():
             note(f"left out: {name}: {one_line(problem)}")

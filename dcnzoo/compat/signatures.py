@@ -17,12 +17,13 @@ def takes(names: str) -> Callable[[Callable], Callable]:
         names: the names of the arguments, separated by spaces.
     """
     order = names.split()
+    known = set(order)
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def wrapper(*args: object, **kwargs: object) -> object:
             name = function.__qualname__
-            if unknown := kwargs.keys() - {*order}:
+            if unknown := kwargs.keys() - known:
                 raise TypeError(f"{name}: expected arguments of {names}, got {', '.join(sorted(unknown))}")
             if len(args) > len(order):
                 raise TypeError(

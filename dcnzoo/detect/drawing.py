@@ -3,7 +3,6 @@
 import colorsys
 import functools
 import io
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dcnzoo.detect.crops import Crops
+from dcnzoo.utils.errors import note
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
@@ -137,5 +137,4 @@ def _font(text: str, size: int) -> Any:  # ImageFont.FreeTypeFont | None
 
 @functools.cache
 def _report_letters() -> None:
-    text = "draw: no installed font has the letters of some classes' names: their numbers are drawn"
-    print(text, file=sys.stderr)
+    note("draw: no installed font has the letters of some classes' names: their numbers are drawn")

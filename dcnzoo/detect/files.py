@@ -45,7 +45,10 @@ class ResultFiles:
         self, folder: Path, images: Sequence[str], kind: str | None, *, coco: bool, video: Path | None,
         polygons: bool, force: bool, skip_existing: bool = False,
     ) -> None:  # fmt: skip
-        self._folder, self._images, self._kind = folder, images, kind
+        self._folder, self._kind = folder, kind
+        self._inputs: dict[str, list[str]] = {}  # by their names without ending
+        for image in images:
+            self._inputs.setdefault(Path(image).stem, []).append(image)
         self._polygons, self._force = polygons, force
         self._names = OutputNames(images)
         if kind == "txt":
@@ -100,10 +103,10 @@ class ResultFiles:
             self._content["images"][-1]["file_name"] = self._names.relative(result.path)
 
     def close(self) -> str:
-        """Finish the files, first the one that cannot fail; return a text that lists them.
+        """Finish the files, the COCO file first: the video may be incomplete. Return a text that lists them.
 
         Raises:
-            UserError: the video is not complete.
+            UserError: a file cannot be written, or the video is not complete.
         """
         texts = []
         if self._coco and self._content:
@@ -119,7 +122,7 @@ class ResultFiles:
         """Return the file of an image or frame; raise UserError if it is a frame's and exists."""
         path = self._path(image)
         if path not in self._checked:
-            require_new("infer", path, force=self._force, inputs=self._images)
+            require_new("infer", path, force=self._force, inputs=self._inputs.get(path.stem, ()))
         return path
 
     def _path(self, image: str) -> Path:

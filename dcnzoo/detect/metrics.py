@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +16,7 @@ from dcnzoo.data.check import CocoTruth, read_truth
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.metric_names import METRICS, UNDEFINED, named
-from dcnzoo.utils.errors import printable
+from dcnzoo.utils.errors import note
 
 try:
     from faster_coco_eval import COCOeval_faster as COCOevalBase
@@ -114,7 +113,7 @@ def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> Truth:
         known = ", ".join(classes) or "none (the detector has no names)"
         raise ValueError(f"annotations: {file}: expected categories among {known}; got {', '.join(unknown)}")
     for line in source.notes():
-        print(printable(f"{file}: {line}"), file=sys.stderr)
+        note(f"{file}: {line}")
     return Truth(source)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -122,8 +123,11 @@ class Session:
 
     def stack(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Copy images ``[1, 3, h, w]`` into one batch, padded to a fixed size of the graph: :func:`stack`."""
-        pad_value = json.loads(self.metadata.get(KEY, "{}")).get("pad_value", 0)
-        return stack([*images], self.shape[2:], pad_value)
+        return stack([*images], self.shape[2:], self._pad_value)
+
+    @cached_property
+    def _pad_value(self) -> float:
+        return json.loads(self.metadata.get(KEY, "{}")).get("pad_value", 0)
 
     def _run_batch(self, images: np.ndarray, sizes: np.ndarray, number: int) -> list[np.ndarray]:
         """Fill a batch up to ``number`` images with zeros; run it."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,7 @@ import numpy as np
 
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.video import frames, head_of
-from dcnzoo.utils.errors import one_line
+from dcnzoo.utils.errors import note, one_line
 from dcnzoo.utils.files import require_file
 from dcnzoo.utils.formats import is_video, picture_files
 
@@ -61,7 +60,7 @@ def skipping(skipped: list[str] | None) -> Iterator[None]:
         if skipped is None or isinstance(error, ModelError):
             raise
         skipped.append(one_line(error))
-        print(f"skipped: {skipped[-1]}", file=sys.stderr)
+        note(f"skipped: {skipped[-1]}")
 
 
 def count(images: Iterable[Any]) -> int | None:

@@ -41,7 +41,7 @@ def frames(path: str | os.PathLike, grey: bool = False) -> Iterator[np.ndarray]:
             number += 1
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) if grey else frame
         if number < (stated := int(video.get(cv2.CAP_PROP_FRAME_COUNT))):
-            note(f"{path}: expected {stated} frames, read {number}")
+            note(f"{path}: the header states {stated} frames, {number} were read")
     finally:
         video.release()
 

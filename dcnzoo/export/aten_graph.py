@@ -104,9 +104,8 @@ class AtenGraph(Graph):
         return value.expand([n if isinstance(m, int) and m == 1 else m for n, m in sizes])
 
     def Gather(self, values: Any, index: int | list, axis: int) -> Any:
-        if isinstance(index, list):
-            parts = [self.Gather(values, i, axis) for i in index]
-            return torch.stack(parts, axis) if isinstance(values, Tensor) else parts
+        if isinstance(index, list):  # of sizes
+            return [values[i] for i in index]
         return values.select(axis, index) if isinstance(values, Tensor) else values[index]
 
     def GatherND(self, rows: Tensor, index: Tensor, batch_dims: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 The number of boxes after NMS, and of RoIs per level of a pyramid, depends on the data, which cannot be
 traced. The operators here have outputs of a fixed size, and ONNX graphs of standard operators. A row without
-a box has the score ``ABSENT``: :func:`is_used` is the only test of it, :func:`scaled` the only way to
-multiply scores.
+a box has the score ``ABSENT``: :func:`is_used` tests it in code of torch, and :func:`scaled` multiplies
+scores that may be ``ABSENT``.
 """
 
 from collections.abc import Callable

@@ -15,7 +15,7 @@ FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType, for Cast
 
 # who uses a translation: torch.onnx.export(dynamo=True), dynamo=False, and dcnzoo.export.decompositions
 DYNAMO, TORCHSCRIPT, TORCH = USERS = ("dynamo", "torchscript", "torch")
-EXPORTERS = USERS[:2]  # of operators whose number of results or samples depends on the data
+EXPORTERS = DYNAMO, TORCHSCRIPT  # for operators that dcnzoo.export.decompositions leaves as they are
 # of each user: operator → function of (graph, *arguments of the operator)
 translations: dict[str, dict[str, Callable]] = {user: {} for user in USERS}
 

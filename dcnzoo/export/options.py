@@ -132,7 +132,7 @@ class ExportOptions:
 
     @property
     def compares_detections(self) -> bool:
-        """Whether this is on pictures. Raw outputs are compared for noise."""
+        """Whether detections of the file are compared, on pictures. Raw outputs are compared for noise."""
         return self.compares and not self.raw_outputs
 
     @property

@@ -33,7 +33,7 @@ _EXACT = {
 }
 _INT8 = ("Conv", "Gemm", "MatMul")  # onnxruntime has int8 kernels for these
 _ACTIVATIONS = ("Clip", "Relu")  # become part of the rounding to int8
-# Others that stay in float32: constants, sums, loops, and those that ONNX lacks in float16.
+# All operators that stay in float32: also constants, sums, loops, and those that ONNX lacks in float16
 _FLOAT32 = {*_EXACT, "Constant", "ConstantOfShape", "CumSum", "If", "Loop", "Range", "Scan"}
 _ALWAYS_FLOAT32 = {"Resize": (1, 2)}  # inputs: region and scales
 

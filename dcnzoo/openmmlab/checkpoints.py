@@ -85,6 +85,8 @@ def content_digest(path: str | os.PathLike) -> str:
 def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation = "cpu") -> Mapping:
     """Read a checkpoint file. For a safetensors file, ``meta`` contains only the class names and colours.
 
+    Content of :func:`read_ahead` is returned once, as it is: on the CPU.
+
     Args:
         unsafe_load: allow any object. This **runs any code in the file** with your rights: use it only for
             files from authors whose programs you would run.
@@ -112,7 +114,7 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
 
 
 def read_ahead(path: str | os.PathLike) -> None:
-    """Read a file by :func:`load_file`, and keep the content for the next call of it for this file."""
+    """Read a file. The next :func:`load_file` of it returns this content, if the file is unchanged."""
     _read_ahead.clear()
     content = load_file(path)
     _read_ahead[_identity(path)] = content

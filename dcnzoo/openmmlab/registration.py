@@ -6,9 +6,10 @@ from importlib import import_module
 
 from mmengine.registry import MODELS
 
-from dcnzoo.compat import patches, torchvision_schemas
+from dcnzoo.compat import patches
 from dcnzoo.openmmlab.patches.kernels import kernels, registered
 from dcnzoo.openmmlab.patches.table import TABLE, installed
+from dcnzoo.utils import torchvision_schemas
 
 # modules of MMDetection that use the attention class that they import, not the registered one
 DETRS = (

@@ -107,8 +107,10 @@ class SavedCheckpoints:
     def is_best_by(self, metric: str, name: str) -> bool:
         """Return whether a name is that of a best checkpoint by a metric of ``save_best``; auto: by any."""
         number = self.number(name)
-        if number is None or metric == "auto":
-            return number is not None and name.startswith("best_")
+        if number is None:
+            return False
+        if metric == "auto":
+            return name.startswith("best_")
         return name == f"best_{metric}_{self.template.format(number)}".replace("/", "_")
 
     def step(self, path: Path) -> int | None:
@@ -124,8 +126,8 @@ class SavedCheckpoints:
     def undamaged(self) -> Path | None:
         """Return the latest undamaged checkpoint, to resume from; None if there is none.
 
-        Its content is kept for the runner, which loads it next (:func:`read_ahead`).
-        A warning names the later, damaged ones. If the names follow another config's template, the checkpoint
+        If its name follows the template, its content is kept for the runner (:func:`read_ahead`). A warning
+        names the later, damaged ones. If the names follow another config's template, the checkpoint
         that ``last_checkpoint`` names is returned.
 
         Raises:

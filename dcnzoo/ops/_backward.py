@@ -39,9 +39,8 @@ def reference_gradients(
 
 def _values_at(*paths: str) -> Callable[[Any], tuple]:
     """Return the function that returns an object's attributes, such as ``input.shape``, as a tuple."""
-    if len(paths) > 1:
-        return attrgetter(*paths)
-    return lambda call: tuple([attrgetter(path)(call) for path in paths])
+    getters = [attrgetter(path) for path in paths]
+    return lambda call: tuple([get(call) for get in getters])
 
 
 class Backward:

@@ -96,21 +96,26 @@ def has_empty_weight(query: Query) -> bool:
     return query.call.weight.numel() == 0
 
 
+def where_deform_conv_must_be_faster(predicate: Predicate) -> Predicate:
+    return of_deform_conv(lambda query: must_be_faster(query) and predicate(query))
+
+
 def is_not_faster(query: Query) -> bool:
-    is_listed = is_deform_conv(query) and (
-        query.call is None or available.is_faster(query.operator.name, query.call)
-    )
-    return must_be_faster(query) and not is_listed
+    if not must_be_faster(query):
+        return False
+    if not is_deform_conv(query):
+        return True
+    return query.call is not None and not available.is_faster(query.operator.name, query.call)
 
 
-@of_deform_conv
+@where_deform_conv_must_be_faster
 def has_one_dimension(query: Query) -> bool:
-    return must_be_faster(query) and query.call[0].dim() == 3
+    return query.call[0].dim() == 3
 
 
-@of_deform_conv
+@where_deform_conv_must_be_faster
 def is_float32_without_tf32(query: Query) -> bool:
-    return must_be_faster(query) and query.call[0].dtype == torch.float32 and not available.tf32()
+    return query.call[0].dtype == torch.float32 and not available.tf32()
 
 
 def fails_a_trial(query: Query) -> bool:
@@ -118,11 +123,11 @@ def fails_a_trial(query: Query) -> bool:
     return query.may_try and not available.triton_works(device)
 
 
-@of_deform_conv
+@where_deform_conv_must_be_faster
 def has_narrow_groups(query: Query) -> bool:
     from .fused.deform_conv import Sizes  # imports Triton, which works here: the trial ran
 
-    return must_be_faster(query) and not Sizes(query.call).is_wide
+    return not Sizes(query.call).is_wide
 
 
 def has_no_compiled_kernel(query: Query) -> bool:
@@ -156,7 +161,7 @@ RULES: tuple[tuple[str, Predicate, str], ...] = (
 def kernels_for(query: Query) -> tuple[tuple[str, ...], str]:
     """Return the kernels that may run a call, in order of preference, and why no others do.
 
-    The last one runs every call. Before it comes Triton's kernel, which may fail, if no rule excludes it.
+    The last one runs every call. If there are two, the first is Triton's, which may fail.
     """
     kernels, reasons = [], []
     for kernel in KERNELS:

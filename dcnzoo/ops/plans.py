@@ -60,8 +60,10 @@ def _new_plan(operator: Operator, device: str, call: Any) -> Plan:
 
 
 def key_of(operator: Operator, device: str, call: Any) -> tuple:
-    """Return all that a plan depends on, so that no plan becomes invalid when the preference, a failure of
-    Triton or a setting of torch changes. Then calls have other keys.
+    """Return all that a plan depends on.
+
+    If the preference or a setting of torch changes, or Triton fails, calls get other keys. So no plan has to
+    be removed.
 
     Values of tensors have no part in it, nor has the number of regions, which differs at every call; whether
     all tensors have the same number has.

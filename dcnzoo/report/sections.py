@@ -86,7 +86,8 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
         if chosen:
             curves = dict(zip(names, result.precision[chosen], strict=True))
             figures.append(plots.plot_precision_recall("precision and recall of boxes", curves))
-        counts, others = confusion_of(result, chosen)
+        counts = confusion_of(result, chosen)
+        others = counts.shape[1] > len(counts)
         names += ["other", "none"] if others else ["none"]
         has_others |= others
         figures.append(plots.plot_confusion("confusion of boxes", counts, names))
@@ -108,15 +109,16 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
     return Section("Errors by class", text, parts)
 
 
-def confusion_of(result: ClassResults, classes: Sequence[int]) -> tuple[np.ndarray, bool]:
-    """Return the confusion of some classes, and whether it has a column of all others, before the last one.
+def confusion_of(result: ClassResults, classes: Sequence[int]) -> np.ndarray:
+    """Return the confusion of some classes.
 
-    Each row has all detections, and thus the sum that it has among all classes.
+    If there are detections of other classes, the column before the last one counts them, so that each row
+    keeps its sum.
     """
     rows, chosen = result.confusion[[*classes, -1]], [*classes, -1]
     others = np.delete(rows, chosen, 1).sum(1)
     counts = rows[:, chosen]
-    return (np.insert(counts, -1, others, 1), True) if others.any() else (counts, False)
+    return np.insert(counts, -1, others, 1) if others.any() else counts
 
 
 def class_table(results: Mapping[str, ClassResults], names: Sequence[str]) -> list[list[str]]:

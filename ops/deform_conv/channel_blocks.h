@@ -41,7 +41,7 @@ constexpr int64_t kLeastOutputs = 32;
 // narrower blocks, so that its copies of a block need less memory.
 constexpr int64_t kForwardBlockBytes = 64 * sizeof(float), kBackwardBlockBytes = 32 * sizeof(float);
 
-// With at most this many channels for each point, the lanes of samples are pixels. More channels fill a half vector.
+// With at most this many channels for each point, samples are computed over pixels. More channels fill a half vector.
 constexpr int64_t kFewChannels = 3;
 
 // The most elements of a map that is copied as a whole image. Larger ones are read in place if they are channels last.

@@ -52,7 +52,7 @@ struct NarrowColumns {
   DCNZOO_INLINE Point at(int64_t tap, int64_t row) const { return {data + place(row, tap * width)}; }
 };
 
-// Columns whose pixels are the lanes of samples: [column][rows].
+// Columns of samples over pixels: [column][rows].
 template <typename T, int64_t rows>
 struct Planes {
   T* data;

@@ -79,7 +79,7 @@ IMPORTS = """
 import sys
 import torch
 import dcnzoo
-from dcnzoo.compat import torchvision_schemas
+from dcnzoo.utils import torchvision_schemas
 sys.path.insert(0, {folder!r})
 assert not hasattr(torch.ops.torchvision, "nms"), "nothing is defined by an import of dcnzoo"
 try:
@@ -102,7 +102,7 @@ import sys
 import torch
 library = torch.library.Library("torchvision", "DEF")
 sys.path.insert(0, {folder!r})
-from dcnzoo.compat import torchvision_schemas
+from dcnzoo.utils import torchvision_schemas
 assert torchvision_schemas.define_missing() is None
 library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """

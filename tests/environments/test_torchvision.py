@@ -5,8 +5,8 @@ import inspect
 import pytest
 import torch
 
-from dcnzoo.compat import torchvision_schemas
 from dcnzoo.compat.torchvision import DeformConv2d, deform_conv2d
+from dcnzoo.utils import torchvision_schemas
 from tests.helpers.modules import assert_same
 from tests.helpers.operators import INVENTED_DEVICE
 from tests.helpers.processes import run_code

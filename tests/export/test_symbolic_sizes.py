@@ -8,7 +8,7 @@ import torch
 from dcnzoo.openmmlab.export import symbolic_sizes
 from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes
 from tests.export import test_vmap
-from tests.helpers.modules import module_of
+from tests.helpers.modules import module_of, record_calls
 
 
 def add_in_place(x, size):
@@ -55,13 +55,7 @@ def test_sizes_stay_symbolic(name):
 
 
 def test_each_replacement_has_a_case(monkeypatch):
-    called = set()
-
-    def recorded(function, replacement):
-        return lambda *args, **options: called.add(function) or replacement(*args, **options)
-
-    for function, replacement in symbolic_sizes.REPLACED.items():
-        monkeypatch.setitem(symbolic_sizes.REPLACED, function, recorded(function, replacement))
+    called = record_calls(monkeypatch, symbolic_sizes.REPLACED)
     with SymbolicSizes():
         for case in CASES.values():
             case(torch.randn(8, 10), (torch.tensor(4), torch.tensor(5)))

@@ -9,7 +9,7 @@ from dcnzoo.export import vmap
 from dcnzoo.export.fixed_size import keep_boxes, roi_align_pyramid
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes, level_sizes
-from tests.helpers.modules import module_of
+from tests.helpers.modules import module_of, record_calls
 
 
 def convolve(*args, **options):
@@ -55,13 +55,7 @@ def boxes_of(x):  # [2, 12, 4]
 
 
 def test_rules(monkeypatch):
-    called = set()
-
-    def recorded(operator, rule):
-        return lambda *args: called.add(operator) or rule(*args)
-
-    for operator, rule in vmap.BATCHING.items():
-        monkeypatch.setitem(vmap.BATCHING, operator, recorded(operator, rule))
+    called = record_calls(monkeypatch, vmap.BATCHING)
     model = module_of(lambda x: {name: torch.vmap(function)(x) for name, function in FUNCTIONS.items()})
     example, images = torch.randn(2, 2, 8, 12), torch.randn(5, 2, 8, 12)
     with torch.no_grad(), symbolic_batches():

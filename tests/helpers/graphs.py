@@ -7,8 +7,8 @@ import onnxruntime
 import pytest
 import torch
 
-from dcnzoo.compat.torchvision_schemas import load_error
 from dcnzoo.export import export_onnx, register_onnx_ops
+from dcnzoo.utils.torchvision_schemas import load_error
 
 needs_torchvision = pytest.mark.skipif(
     find_spec("torchvision") is None or load_error() is not None,

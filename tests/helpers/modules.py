@@ -27,6 +27,18 @@ def assert_same(
     torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
 
 
+def record_calls(monkeypatch, table: dict) -> set:
+    """Return a set that receives the key of each function of a table when it is called."""
+    called = set()
+
+    def recorded(key, function):
+        return lambda *arguments, **options: called.add(key) or function(*arguments, **options)
+
+    for key, function in table.items():
+        monkeypatch.setitem(table, key, recorded(key, function))
+    return called
+
+
 def module_of(function: Callable) -> nn.Module:
     """A module whose forward is a function."""
     module = nn.Module()

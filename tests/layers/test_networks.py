@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import dcnzoo
-from dcnzoo.compat.torchvision_schemas import define_missing
 from dcnzoo.export import export_onnx
 from dcnzoo.layers import OffsetConv2d, offset_parameter_groups
+from dcnzoo.utils.torchvision_schemas import define_missing
 
 define_missing()  # timm imports torchvision
 

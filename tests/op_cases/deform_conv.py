@@ -174,7 +174,7 @@ def samples(rank: int = 2) -> Iterator[Sample]:
     yield make("one to one, 70 channels", offset_groups=2, **wide)
     wide = dict(channels=128, out_channels=128, groups=128, size=(4, 5))
     yield make("one to one, 128 channels", mask_groups=None, **wide)
-    # points of few channels: pixels are the lanes
+    # points of few channels: samples over pixels
     own = partial(make, size=(9, 13), padding=1)
     yield own("own points", channels=20, offset_groups=20, mask_groups=20)
     yield own("own offsets, one mask", channels=6, offset_groups=6)

@@ -55,7 +55,7 @@ def provide(*names: str) -> None:
         raise ValueError(f"provide: names: expected some of {known}, got {', '.join(unknown) or 'none'}")
     for name in names:
         if name == TORCHVISION:
-            import_module("dcnzoo.compat.torchvision_schemas").define_missing()
+            import_module("dcnzoo.utils.torchvision_schemas").define_missing()
             import_module("dcnzoo.compat.torchvision").add_missing_kernels()
         elif name not in sys.modules and not is_installed(name):
             sys.modules[name] = import_module(f"{__name__}.{_source(name)}")

@@ -61,11 +61,10 @@ def config_errors(cfg: Config, part: str = "") -> Iterator[None]:
             raise UserError(text) from error
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         text = cut(message(error), 1000)  # some messages contain a whole config
-        if key := _path_of_innermost(cfg, _dicts_being_built(frames)):
-            pass
-        elif key := _running(frames):
+        key = _path_of_innermost(cfg, _dicts_being_built(frames))
+        if not key and (key := _running(frames)):
             text += HINT  # the mistake may be in a layer of the user
-        else:
+        elif not key:
             key, text = part, cut(describe(error), 1000)
         parts = [cfg.filename, key, text]
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error

@@ -33,11 +33,6 @@ def portable(path: str, folder: str | os.PathLike, roots: Iterable[str]) -> str:
     return path
 
 
-def is_path(text: str) -> bool:
-    """Return whether a setting is a path. A relative one must exist: ``coco/bbox_mAP`` may be a metric."""
-    return os.path.isabs(text) or os.path.exists(text)
-
-
 def below(value: Any, folder: Path, roots: Iterable[str], is_joined: bool = False) -> Any:
     """Return a setting with :func:`portable` paths, also inside dictionaries and lists.
 
@@ -45,7 +40,8 @@ def below(value: Any, folder: Path, roots: Iterable[str], is_joined: bool = Fals
         is_joined: whether a relative path in it is below a ``data_root``; it then stays as it is.
     """
     if isinstance(value, str):
-        own = os.path.isabs(value) if is_joined else is_path(value)
+        # a relative path must exist: coco/bbox_mAP may be a metric
+        own = os.path.isabs(value) or (not is_joined and os.path.exists(value))
         return portable(value, folder, roots) if own else value
     if isinstance(value, dict):
         joined = _JOINED if value.get("data_root") else ()

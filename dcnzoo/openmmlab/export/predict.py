@@ -124,8 +124,13 @@ class RawHead(nn.Module):
         if getattr(detector, "bbox_head", None) is None or hasattr(detector, "roi_head") or transformer:
             name = type(detector).__name__
             raise ValueError(f"raw_outputs: expected False for {name}, which is not a single-stage detector")
-        self.detector: Any = rules.copied(detector)
+        self.detector = self.copy_of(detector)
         self.one_size = rules.has_one_size(detector)
+
+    @staticmethod
+    def copy_of(detector: Any) -> Any:
+        """Return the copy that is called."""
+        return rules.copied(detector)
 
     def forward(self, images: Tensor) -> Any:
         return self.detector.bbox_head(self.detector.extract_feat(images))
@@ -155,9 +160,9 @@ class RawHead(nn.Module):
 class TracedRawHead(RawHead):
     """``RawHead`` for :func:`dcnzoo.export.export_onnx`. Other compilers have the layers that it replaces."""
 
-    def __init__(self, detector: Any) -> None:
-        super().__init__(detector)
-        self.detector = rules.copy_for_tracing(detector, layers_only=True)
+    @staticmethod
+    def copy_of(detector: Any) -> Any:
+        return rules.copy_for_tracing(detector, layers_only=True)
 
     def forward(self, images: Tensor) -> Any:
         with functions.replaced(), SymbolicSizes():

@@ -23,6 +23,7 @@ loops over it.
 import copy
 import inspect
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,14 +213,17 @@ def masks_of(detector: nn.Module) -> str:
 
 def reason_to_refuse_detector(detector: nn.Module) -> str:
     """Why a detector cannot be exported; empty if it can."""
-    reasons = (
-        "" if parts_of(detector) else f"{type(detector).__name__} has no head",
-        reason_to_refuse(detector),
-        _unsupported_settings(detector),
-        *map(_unsupported_pooling, detector.modules()),
-        *map(reason_to_refuse, _parts_with_rules(detector)),
-    )
-    return next(filter(None, reasons), "")
+    return next(filter(None, _reasons(detector)), "")
+
+
+def _reasons(detector: nn.Module) -> Iterator[str]:
+    """Yield what each check says, empty if nothing; later checks need what the earlier ones require."""
+    if not parts_of(detector):
+        yield f"{type(detector).__name__} has no head"
+    yield reason_to_refuse(detector)
+    yield _unsupported_settings(detector)
+    yield from map(_unsupported_pooling, detector.modules())
+    yield from map(reason_to_refuse, _parts_with_rules(detector))
 
 
 def _unsupported_settings(detector: nn.Module) -> str:

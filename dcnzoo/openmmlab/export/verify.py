@@ -210,10 +210,11 @@ def verify_raw_outputs(network: nn.Module, session: Session, shapes: Iterable[tu
     Raises:
         ValueError: they differ by more than 1e-3 of their maximum.
     """
+    head = RawHead(network)
     for shape in shapes:
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         with call_settings(network):
-            leaves = torch.utils._pytree.tree_leaves(RawHead(network)(images))
+            leaves = torch.utils._pytree.tree_leaves(head(images))
         expected = [value.numpy() for value in leaves if isinstance(value, Tensor)]
         _compare_arrays(list(session(images.numpy()).values()), expected)
 

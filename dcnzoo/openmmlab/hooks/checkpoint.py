@@ -127,7 +127,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
         info = runner.message_hub.runtime_info
-        with self._parent_removes_nothing(info):
+        with self._parent_knows_no_files(info):
             super().after_val_epoch(runner, self._known(runner, metrics))
         for file in best_files(info):
             self._list(runner, os.path.basename(file))
@@ -148,11 +148,11 @@ class AtomicCheckpointHook(CheckpointHook):
         return {**metrics, **dict.fromkeys(absent)}
 
     @contextmanager
-    def _parent_removes_nothing(self, info: dict[str, Any]) -> Iterator[None]:
-        """Context of the parent's ``after_val_epoch``, in which it does not take two of its actions.
+    def _parent_knows_no_files(self, info: dict[str, Any]) -> Iterator[None]:
+        """Context in which the parent's ``after_val_epoch`` knows no earlier file; at its end, it does again.
 
-        It removes the previous best files before it writes the new ones: it is told of none. After a new best
-        file, it writes the last checkpoint again: it is told of none. At the end, it knows both again.
+        Else it would remove the previous best files before the new ones are written, and write the last
+        checkpoint again after a new best one.
         """
         last, self.last_ckpt = self.last_ckpt, None
         self.best_ckpt_path, self.best_ckpt_path_dict = None, dict.fromkeys(self._monitors)
@@ -167,7 +167,7 @@ class AtomicCheckpointHook(CheckpointHook):
         return self.key_indicators if self.save_best else ()
 
     def after_train(self, runner: Runner) -> None:
-        if best_files(runner.message_hub.runtime_info):  # else, a later one is still the best
+        if best_files(runner.message_hub.runtime_info):  # else, a later file of the interrupted process stays
             self._validated = math.inf
             self._remove_outdated(runner)
         super().after_train(runner)

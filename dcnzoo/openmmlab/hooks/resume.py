@@ -10,13 +10,14 @@ require all that a training needs to continue            here, ``after_load_chec
 set epoch, iteration and the state of early stopping     here, ``after_load_checkpoint``
 step the schedules to this position                      ``hooks/schedules.py``: ``replay_schedules``
 load counters, seed, optimizer and logged values         MMEngine's ``Runner.resume``
+give the samplers the seed                               ``hooks/seeds.py``: ``EpochSeedHook``
 continue the lists of all files and of the best ones     ``hooks/checkpoint.py``: ``AtomicCheckpointHook``
-give the samplers the seed, and skip the used batches    ``hooks/seeds.py``: ``EpochSeedHook``
 repeat the validation that followed the checkpoint       here, ``before_train``
+skip the used batches                                    ``EpochSeedHook``, ``before_train_epoch``
 ======================================================== ===================================================
 
-A state of one more hook goes into the checkpoint in its ``before_save_checkpoint``, under a key of its own,
-and out of it in its ``after_load_checkpoint``, as ``_STOPPING`` here. MMEngine's ``runtime_info`` is not the
+A new hook that has a state writes it into the checkpoint in ``before_save_checkpoint``, under a key of its
+own, and reads it in ``after_load_checkpoint``, as ``_STOPPING`` here. MMEngine's ``runtime_info`` is not the
 place for it unless the hook keeps it up to date while it trains, as ``AtomicCheckpointHook`` does: a
 checkpoint's copy is made before ``before_save_checkpoint``, and ``Runner.resume`` loads it only after
 ``after_load_checkpoint``. A quiet terminal shows warnings of ``runner.logger``, but no infos.

@@ -109,7 +109,7 @@ def build_runner(
 
 
 def _adapted(cfg: Config, is_training: bool) -> Config:
-    """Return a copy of a config with the settings that mmengine would read otherwise than dcnzoo."""
+    """Return a copy of a config in which mmengine reads the settings as dcnzoo means them."""
     cfg = copy.deepcopy(cfg)
     cfg.pop("resume", None)  # Start decides
     scaling = cfg.get("auto_scale_lr") or {}

@@ -41,18 +41,18 @@ class Recipe:
         cls,
         path: str | os.PathLike,
         cfg_options: Mapping[str, object] | None = None,
-        required: Use = MODEL,
+        use: Use = MODEL,
     ) -> "Recipe":
         """Read a config by :func:`read_config_file` and check the parts that a command uses.
 
         Args:
-            required: ``MODEL``, ``TRAINING`` or ``TEST``.
+            use: ``MODEL``, ``TRAINING`` or ``TEST``.
 
         Raises:
             UserError: see :func:`dcnzoo.openmmlab.config.check.check_config`.
         """
         cfg = read_config_file(path, cfg_options)
-        check_config(cfg, path, required)
+        check_config(cfg, path, use)
         source = Path(os.path.abspath(cfg.filename or ""))
         is_relative = source.is_file() and DIRECTORY in source.read_text(encoding="utf-8")
         return cls(cfg, roots=(str(source.parent),) if is_relative else (), cfg_options=cfg_options or {})

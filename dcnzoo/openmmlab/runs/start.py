@@ -47,8 +47,9 @@ def claim(
     force: bool = False,
     files: Iterable[str | os.PathLike] = (),
 ) -> Iterator[Start]:
-    """Context with the start of a training. Its work directory is locked; at the end, a used one is renamed.
+    """Context with the start of a training: locks the work directory, and at its end renames a used one.
 
+    The lock stays in ``locks`` after the context.
     What the training reads before it begins is read in the context: an error then leaves the folder as it is.
 
     Args:

@@ -36,7 +36,7 @@ def architecture(device: torch.device) -> str:
 
 
 def is_faster(name: str, call: Any) -> bool:
-    """Return whether a call of ``deform_conv`` or its backward has as many output pixels as the table lists.
+    """Return whether a call of ``deform_conv`` or its backward has enough output pixels, by the table.
 
     From these numbers on, the fused kernels are faster than the compiled ones.
     """

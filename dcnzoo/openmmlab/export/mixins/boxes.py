@@ -20,7 +20,7 @@ from dcnzoo.export.fixed_size import ABSENT, scaled
 from dcnzoo.openmmlab.export.nms import suppress
 from dcnzoo.ops import deform_conv2d
 
-MOST = 1000  # boxes of YOLOX without max_per_img: MMDetection has no limit, a graph needs one
+MOST = 1000  # boxes of YOLOX: MMDetection's head does not read max_per_img; a graph needs a limit
 
 
 def as_instances(dets: Tensor, labels: Tensor, **others: Tensor) -> InstanceData:
@@ -97,7 +97,7 @@ class YOLOXHead(dense_heads.YOLOXHead):
     def predict_by_feat(
         self, *outputs: list[Tensor], cfg: ConfigDict | None = None, **_: Any
     ) -> list[InstanceData]:
-        """Keep the best class of each location. MMDetection's method reads only two settings."""
+        """Keep the best class of each location. As MMDetection's, it reads only score_thr and nms."""
         cfg = self.test_cfg if cfg is None else cfg
         cfg = ConfigDict(score_thr=cfg.score_thr, nms=cfg.nms, max_per_img=MOST)
         sizes, device = [level.shape[2:] for level in outputs[0]], outputs[0][0].device
@@ -125,7 +125,7 @@ class CornerHead(dense_heads.CornerHead):
         with_nms: bool = True,
         **embeddings: Tensor,
     ) -> InstanceData:
-        """Pair corners. Pairs that are no box have a negative score."""
+        """Pair corners. MMDetection gives pairs that are no box the score -1, which is ``ABSENT``."""
         cfg = self.test_cfg
         boxes, scores, labels = self._decode_heatmap(
             tl_heat.sigmoid(),
