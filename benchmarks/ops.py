@@ -360,7 +360,7 @@ def is_complete(args: argparse.Namespace, words: list[str]) -> bool:
 def name_of(
     args: argparse.Namespace, words: list[str], machine: Mapping[str, object], commits: list[str]
 ) -> str:
-    """Return the name of the files of results. Those of a part, or of other revisions, have their own."""
+    """Return the name of the files. Results of some cases, or of other revisions, have another name."""
     name = "-".join(["revisions", *commits, slug(machine)] if commits else [slug(machine)])
     pairs = itertools.pairwise(["", *words])
     options = [word for before, word in pairs if before != "--out" and word.partition("=")[0] != "--out"]

@@ -105,7 +105,7 @@ class SavedCheckpoints:
         return None
 
     def is_best_by(self, metric: str, name: str) -> bool:
-        """Return whether a name is that of a best checkpoint by a metric of ``save_best``; auto: by any."""
+        """Return whether this is a name of a best checkpoint by this metric; ``auto``: by any metric."""
         number = self.number(name)
         if number is None:
             return False

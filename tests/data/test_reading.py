@@ -175,7 +175,9 @@ def test_names_of_darknet_are_in_any_file(tmp_path):
         yolo((tmp_path / "images" / name).with_suffix(".txt"), boxes)
     write(tmp_path / "fruits.data", "classes = 3\ntrain = images\nnames = data/fruits.names\n")
     refused(tmp_path, "names: expected a file, found none at", "fruits.names")
-    write(tmp_path / "fruits.names", "disc\nbox\nstar\n")
+    write(tmp_path / "fruits.names", "disc\n\nbox\nstar\n")  # the number of a class is that of its line
+    refused(tmp_path, "names: expected a name for each class")
+    write(tmp_path / "fruits.names", "disc\nbox\nstar\n\n")
     assert [*read_data(tmp_path).classes] == ["disc", "box", "star"]
 
 

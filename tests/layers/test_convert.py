@@ -249,6 +249,15 @@ def test_an_invalid_option_is_named_first():
         dcnzoo.to_deformable(model, "1", offset_limit=-1)
 
 
+def test_an_error_of_an_activation_is_passed_on():
+    class Refusing(nn.Module):
+        def forward(self, mask):
+            raise ValueError("my activation: no")
+
+    with pytest.raises(ValueError, match=r"^to_deformable: my activation: no$"):
+        dcnzoo.to_deformable(nn.Sequential(nn.Conv2d(3, 4, 3)), "0", mask_activation=Refusing())
+
+
 class Standardised(nn.Conv2d):
     def forward(self, x):
         return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)

@@ -76,6 +76,7 @@ CHANGES = ("CheckpointHook.by_epoch True → False", "CheckpointHook.interval 1 
         (None, 30, False, CHANGES),
         ({"type": "CheckpointHook", "interval": 1}, 30, False, CHANGES),
         ({"type": "CheckpointHook", "interval": 7}, 7, False, CHANGES[:1]),
+        ({"type": "CheckpointHook", "save_best": "auto"}, None, False, CHANGES[:1]),
         ({"type": "CheckpointHook", "interval": 1, "by_epoch": True}, 1, True, ()),
     ],
 )
@@ -85,7 +86,7 @@ def test_a_loop_of_iterations_saves_by_iterations(tmp_path, hook, interval, by_e
     file.write_text(f"_base_ = {PLAIN!r}\ntrain_cfg = {BY_ITERATIONS}\ndefault_hooks = {hooks}\n")
     run = Recipe.read(file, {}, TRAINING).with_options(TrainOptions(work_dir=tmp_path))
     written = run.cfg.default_hooks.checkpoint
-    assert (written.interval, written.by_epoch, run.changes) == (interval, by_epoch, changes)
+    assert (written.get("interval"), written.by_epoch, run.changes) == (interval, by_epoch, changes)
     assert "max_keep_ckpts" not in written, "as in a training by epochs, all are kept"
     assert run.saved.template == ("epoch_{}.pth" if by_epoch else "iter_{}.pth")
 

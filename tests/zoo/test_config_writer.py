@@ -217,3 +217,6 @@ def test_modules_that_the_model_config_imports_stay(tmp_path, coco, monkeypatch)
         config = write_config(coco(), tmp_path / "out", model=str(tmp_path / "own.py"))
         written = Config.fromfile(config).custom_imports.imports
         assert written.count("own_layers") == written.count("dcnzoo.models") == 1
+    (tmp_path / "own.py").write_text(f"_base_ = {BOXES_CONFIG!r}\ncustom_imports = None\n")
+    config = write_config(coco(), tmp_path / "out", model=str(tmp_path / "own.py"))
+    assert "dcnzoo.models" in Config.fromfile(config).custom_imports.imports

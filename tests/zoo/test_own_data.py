@@ -23,7 +23,7 @@ from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
-from dcnzoo.zoo import own_data
+from dcnzoo.zoo import own_data, training
 from dcnzoo.zoo.config_writer import BOXES, plan
 from dcnzoo.zoo.own_data import DataOptions, with_own_data
 from dcnzoo.zoo.source import resolve
@@ -155,6 +155,20 @@ def test_the_rate_on_a_gpu_fits_the_batch(tmp_path):
         assert line in own_data.lines_of(config, splits["train"])
     own = own_data.choose(splits, BOXES, DataOptions(), on_gpu=True)
     assert not own.scale_lr, "a model that the user names is trained as its config says"
+
+
+@pytest.mark.parametrize(
+    ("options", "scales"),
+    [({}, True), ({"lr": 0.01}, False), ({"cfg_options": {"optim_wrapper.optimizer.lr": 0.01}}, False)],
+)
+def test_a_rate_of_the_user_is_not_scaled(tmp_path, monkeypatch, options, scales):
+    def choose(*arguments, scale_lr, **others):
+        raise UserError(f"scales: {scale_lr}")
+
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    monkeypatch.setattr(training, "choose", choose)
+    with pytest.raises(UserError, match=f"^scales: {scales}$"):
+        dcnzoo.train(data=tmp_path / "fruits", work_dir=tmp_path / "run", device="cpu", **options)
 
 
 @pytest.mark.parametrize("call", [dcnzoo.train, partial(dcnzoo.test, "mask-rcnn_r14-mdconv_fpn_8e_shapes")])
